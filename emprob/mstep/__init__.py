@@ -1,0 +1,1 @@
+"""M-steps: maps that do not decrease the expected log-joint plus the log-prior."""

@@ -1,0 +1,1 @@
+"""The log-partition function and its gradient, by structure: pure numerics, no NumPyro."""

@@ -1,0 +1,28 @@
+"""What every test shares: float64, one fixed key, no window, and no trace left in global state."""
+
+import os
+import sys
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import jax
+import pytest
+
+jax.config.update("jax_enable_x64", True)
+
+
+@pytest.fixture
+def key():
+    """The one key of the test suite; split it for more."""
+    return jax.random.key(20260101)
+
+
+@pytest.fixture(autouse=True)
+def _global_state_unchanged():
+    """A fit must leave the user's settings as they were; figures do not pile up."""
+    before = (jax.config.jax_enable_x64, jax.config.jax_debug_nans, jax.config.jax_disable_jit)
+    yield
+    after = (jax.config.jax_enable_x64, jax.config.jax_debug_nans, jax.config.jax_disable_jit)
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
+    assert after == before, "the test changed a global setting of jax"
