@@ -1,0 +1,56 @@
+"""The exact E-step for discrete latents: weights are the gradient of log Z."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from emprob.model import LatentModel, factors, layout
+from emprob.partition.plates import Reduce, log_partition, log_sum_exp
+from emprob.program import Evaluation
+from emprob.types import Capabilities, Params, Posterior
+
+
+def log_partition_of(out: Evaluation, reduce: Reduce = log_sum_exp) -> Array:
+    """log Z of an evaluated program."""
+    return log_partition(factors(out), layout(out), reduce)
+
+
+def with_naturals(out: Evaluation, naturals: dict[str, Array]) -> Evaluation:
+    """The same program with other values of its naturals."""
+    terms = {k: t._replace(natural=naturals[k]) for k, t in out.terms.items()}
+    return Evaluation(
+        terms, out.specs, out.plates, out.variables, out.atoms, out.chains, evidence=out.evidence
+    )
+
+
+@dataclass(frozen=True)
+class Enumerate:
+    """Sum over all values of every discrete latent, exactly.
+
+    Plates by variable elimination, scans by a forward-backward recursion; one gradient of log Z in
+    the log-factors gives every expected statistic.
+    """
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(exact=True, deterministic=True, memoryless=True)
+
+    def __call__(self, model: LatentModel, params: Params) -> Posterior:
+        out = model.evaluate(params)
+        naturals = {k: t.natural for k, t in out.terms.items()}
+
+        def log_z(naturals: dict[str, Array]) -> Array:
+            return log_partition_of(with_naturals(out, naturals))
+
+        value, weights = jax.value_and_grad(log_z)(naturals)
+        return Posterior(value, weights)
+
+
+def inner(weights: dict[str, Array], naturals: dict[str, Array]) -> Array:
+    """Q = sum_s <w_s, l_s>; where a weight is zero its log-factor may be -inf."""
+    total = jnp.zeros(())
+    for name, w in weights.items():
+        total = total + jnp.sum(w * jnp.where(w == 0, 0.0, naturals[name]))
+    return total

@@ -1,0 +1,278 @@
+"""A program bound to data: `LatentModel`, and what can be asked of it.
+
+Everything is a function of the parameters by way of the program's log-factors: their sum-product
+is `log_partition`, its gradient the weights, the inner product of weights and naturals is Q.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from numpyro.distributions.transforms import Transform
+
+from emprob import space
+from emprob.partition.plates import Factor, Layout
+from emprob.program import Evaluation, Interpreter, Term, TermSpec, run
+from emprob.types import Params
+
+
+@dataclass(frozen=True)
+class Same:
+    """Wraps what goes along with a model but does not make it another one."""
+
+    value: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same)
+
+    def __hash__(self) -> int:
+        return 0
+
+
+class Assignment(NamedTuple):
+    """A parameter that stands, as it is, in an argument of a term's distribution.
+
+    Attributes:
+        param, term, argument, view: names; `view` is the parametrisation that was matched.
+        shape: of the index array, the cells of the term's distribution.
+    """
+
+    param: str
+    term: str
+    argument: str
+    view: str
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What is static about a bound program; two fits with equal structure share compiled code."""
+
+    program: Callable
+    treedef: Any
+    static: tuple
+    roles: tuple[tuple[str, str], ...]
+    params: tuple[str, ...]  # free parameters, program order
+    fixed: tuple[str, ...]
+    depth: int
+    missing: frozenset[str]
+    families: frozenset[str]
+    invariant: frozenset[str]
+    timed: frozenset[str]
+    with_prior: bool
+    assignments: tuple[Assignment, ...] = ()
+    dtype: str = "float64"
+
+    @property
+    def latents(self) -> tuple[str, ...]:
+        return tuple(n for n, r in self.roles if r in ("latent", "partial"))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Data:
+    """The arrays of a model."""
+
+    leaves: tuple[Array, ...]
+    fixed: dict[str, Array]
+    origins: dict[str, Array]
+    transforms: dict[str, Transform]
+    cells: dict[str, Array]  # assignment -> index of the parameter's unit in each cell
+
+
+@dataclass(frozen=True)
+class LatentModel:
+    """A NumPyro program and its data, validated. Make one with `bind`.
+
+    A pytree: arrays in `data`, the rest static. Parameters are dicts by site.
+    """
+
+    data: Data
+    structure: Structure
+    notes: Same  # the plan, coordinates, initial values
+
+    # -- what the program says -------------------------------------------------------------
+
+    def evaluate(self, params: Mapping[str, Array]) -> Evaluation:
+        """Run the program at `params` (constrained) with the latents enumerated."""
+        s = self.structure
+        args, kwargs = arguments(s.treedef, s.static, self.data.leaves)
+        interpreter = Interpreter(
+            dict(s.roles), {**self.data.fixed, **params}, s.depth, s.missing, s.families,
+            self.data.origins, s.invariant, s.timed,
+        )  # fmt: skip
+        return run(s.program, args, kwargs, interpreter)
+
+    def log_prior(self, params: Mapping[str, Array]) -> Array:
+        """Log prior density, constrained space, no Jacobian; 0 with `prior=False`."""
+        return self.evaluate(params).log_prior if self.structure.with_prior else jnp.zeros(())
+
+    def log_partition(self, params: Mapping[str, Array]) -> Array:
+        """log Z = log p(data | params), the discrete latents summed out."""
+        from emprob.estep.enumerate import log_partition_of
+
+        return log_partition_of(self.evaluate(params))
+
+    def objective(self, params: Mapping[str, Array]) -> Array:
+        """What `fit` maximises: log Z, plus the log prior unless `prior=False`."""
+        from emprob.estep.enumerate import log_partition_of
+
+        out = self.evaluate(params)
+        log_z = log_partition_of(out)
+        return log_z + out.log_prior if self.structure.with_prior else log_z
+
+    def deterministics(self, params: Mapping[str, Array]) -> dict[str, Array]:
+        """The program's deterministic sites that are functions of the parameters alone."""
+        out = self.evaluate(params)
+        keep = self.notes.value.deterministics
+        return {k: v for k, v in out.deterministics.items() if k in keep}
+
+    # -- the two spaces ---------------------------------------------------------------------
+
+    def constrain(self, u: Mapping[str, Array]) -> Params:
+        """Unconstrained -> constrained, by site."""
+        return space.constrain(self.data.transforms, u)
+
+    def unconstrain(self, params: Mapping[str, Array]) -> Params:
+        """Constrained -> unconstrained, by site."""
+        return space.unconstrain(self.data.transforms, params)
+
+    def log_jacobian(self, u: Mapping[str, Array]) -> Array:
+        """log |d params / du|."""
+        return space.log_jacobian(self.data.transforms, u)
+
+    # -- looks ------------------------------------------------------------------------------
+
+    @property
+    def params(self) -> tuple[str, ...]:
+        """Names of the free parameters, program order."""
+        return self.structure.params
+
+    @property
+    def latents(self) -> tuple[str, ...]:
+        """Names of the latent sites, program order."""
+        return self.structure.latents
+
+    @property
+    def plan(self):
+        """One row per site: role, shape, support, structure, E-step, M-step and why."""
+        return self.notes.value.plan
+
+    def __repr__(self) -> str:
+        return str(self.plan)
+
+    def _repr_html_(self) -> str:
+        return self.plan._repr_html_()
+
+
+jax.tree_util.register_dataclass(
+    LatentModel, data_fields=["data"], meta_fields=["structure", "notes"]
+)
+
+
+class StaticArray:
+    """An array that a program needs at tracing time (a size, a number of classes)."""
+
+    def __init__(self, array: np.ndarray):
+        self.array = array
+        self._key = (array.shape, array.dtype.str, hash(array.tobytes()))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, StaticArray) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+
+class Static:
+    """Any other argument; compared by value if hashable, else by identity."""
+
+    def __init__(self, value: Any):
+        self.value = value
+        try:
+            self._key: Any = (type(value), value, hash(value))
+        except TypeError:
+            self._key = id(value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Static) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key if isinstance(self._key, int) else self._key[2])
+
+
+class Slot(NamedTuple):
+    """Stands where an array goes in the static part of the arguments."""
+
+    index: int
+
+
+def arguments(treedef: Any, static: tuple, leaves: tuple) -> tuple[tuple, dict]:
+    """Put the arrays back into the program's arguments."""
+
+    def value(x: Any) -> Any:
+        if isinstance(x, Slot):
+            return leaves[x.index]
+        return x.array if isinstance(x, StaticArray) else x.value
+
+    return jax.tree.unflatten(treedef, [value(x) for x in static])
+
+
+def naturals(model: LatentModel, params: Mapping[str, Array]) -> tuple[dict[str, Array], Array]:
+    """The natural of every term, and the log prior (0 with `prior=False`)."""
+    out = model.evaluate(params)
+    log_prior = out.log_prior if model.structure.with_prior else jnp.zeros(())
+    return {k: t.natural for k, t in out.terms.items()}, log_prior
+
+
+def log_factor(term: Term, spec: TermSpec) -> Array:
+    """<natural, coefficient> + offset; a masked entry counts zero whatever its natural is."""
+    if spec.in_family_form:
+        return contract(term.natural, term.coefficient) + term.offset
+    if term.coefficient.size == 1:
+        return term.coefficient * term.natural + term.offset
+    kept = jnp.where(term.coefficient == 0, 0.0, term.natural)
+    return term.coefficient * kept + term.offset
+
+
+def contract(natural: Array, statistics: Array) -> Array:
+    """Sum over the last axis of a broadcast product, as a matrix product where it can be one."""
+    letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVW"
+    rank = natural.ndim - 1
+    shape = jnp.broadcast_shapes(natural.shape[:-1], statistics.shape[:-1])
+
+    def squeezed(x: Array) -> tuple[Array, str]:
+        axes = [i for i in range(rank) if x.shape[i] > 1]
+        return x.reshape([x.shape[i] for i in axes] + [x.shape[-1]]), "".join(
+            letters[i] for i in axes
+        )
+
+    a, ia = squeezed(natural)
+    b, ib = squeezed(statistics)
+    out = "".join(letters[i] for i in range(rank) if shape[i] > 1)
+    return jnp.einsum(f"{ia}Z,{ib}Z->{out}", a, b).reshape(shape)
+
+
+def factors(out: Evaluation) -> list[Factor]:
+    """The evaluated terms as factors to be eliminated."""
+    result = []
+    for name, term in out.terms.items():
+        spec = out.specs[name]
+        if spec.own is not None and term.coefficient.size > 1 and not _has_evidence(out, spec):
+            size = out.variables[spec.own].size
+            result.append(Factor(term.natural, spec.plates, term.coefficient > 0, size))
+        else:
+            result.append(Factor(log_factor(term, spec), spec.plates))
+    return result
+
+
+def _has_evidence(out: Evaluation, spec: TermSpec) -> bool:
+    return spec.site in out.evidence
+
+
+def layout(out: Evaluation) -> Layout:
+    """Names to dimensions, for the elimination."""
+    return Layout(out.plates, {v.dim: v.plates for v in out.variables.values()}, out.chains)

@@ -1,0 +1,583 @@
+"""Run a NumPyro program and read off its log-factors.
+
+This file and `scan.py` are the only ones that touch NumPyro's internals. One run, at given values
+of the parameters and with the discrete latents replaced by all their values (each on an array
+dimension of its own), gives one `Term` for every factor of the joint density:
+
+    log-factor = <natural, coefficient> + offset
+
+`natural` is what the parameters move, `coefficient` and `offset` are constants of the data. In
+table form the bracket is an elementwise product; in family form (exponential families whose
+parameters do not vary along a plate of the data) it contracts a trailing statistics axis.
+
+Array layout, aligned from the right:  [times..., enumerated variables..., plates...][statistics].
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax import Array
+from numpyro import handlers
+from numpyro.distributions.distribution import (
+    ExpandedDistribution,
+    Independent,
+    MaskedDistribution,
+    Unit,
+)
+from numpyro.primitives import Messenger
+
+from emprob.errors import DataError, ModelError
+from emprob.families import Family, family_of
+
+MAX_STATISTICS = 400  # wider statistics (a long one-hot) are cheaper as a table
+
+
+@dataclass(frozen=True)
+class Plate:
+    """A plate, or the time axis of a scan (`is_time`), at array dimension `dim` (negative)."""
+
+    name: str
+    dim: int
+    size: int
+    is_time: bool = False
+
+
+@dataclass(frozen=True)
+class Variable:
+    """An enumerated latent: its values lie along array dimension `dim` (negative)."""
+
+    name: str
+    site: str
+    dim: int
+    size: int
+    plates: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One latent of a scan's carry.
+
+    Attributes:
+        previous: dimension of the value carried into a step.
+        following: dimension that the same slot refers to after the step (a new variable, or
+            another slot's `previous`, for lags).
+        entry: dimension of the variable that fills the slot before the first step.
+        size: number of values.
+    """
+
+    previous: int
+    following: int
+    entry: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A scan whose steps `start..start+length-1` are one axis; earlier ones are unrolled."""
+
+    name: str
+    start: int
+    length: int
+    slots: tuple[Slot, ...]
+
+
+class Term(NamedTuple):
+    """One evaluated log-factor (see the module's formula). A pytree; `arguments` by name."""
+
+    natural: Array
+    coefficient: Array
+    offset: Array
+    arguments: dict[str, Array]
+    value: Array
+
+
+class TermSpec(NamedTuple):
+    """What is static about a term."""
+
+    name: str
+    site: str
+    plates: frozenset[str]
+    time: str | None
+    family: Family | None  # exponential family of the site, if it is one
+    in_family_form: bool
+    own: str | None  # the variable whose prior this is
+    reinterpreted: int  # batch dimensions counted as event (to_event)
+    event_dim: int  # of the base distribution
+    cls: type  # of the base distribution
+
+
+@dataclass
+class Evaluation:
+    """Everything one run of the program says."""
+
+    terms: dict[str, Term] = field(default_factory=dict)
+    specs: dict[str, TermSpec] = field(default_factory=dict)
+    plates: dict[str, Plate] = field(default_factory=dict)
+    variables: dict[str, Variable] = field(default_factory=dict)
+    atoms: dict[str, Array] = field(default_factory=dict)
+    chains: dict[str, Chain] = field(default_factory=dict)
+    log_priors: dict[str, Array] = field(default_factory=dict)
+    priors: dict[str, tuple[Any, int]] = field(default_factory=dict)
+    deterministics: dict[str, Array] = field(default_factory=dict)
+    evidence: set[str] = field(default_factory=set)
+    returned: Any = None
+
+    @property
+    def log_prior(self) -> Array:
+        """Log-density of the parameters, constrained space, no Jacobian."""
+        return sum(self.log_priors.values(), jnp.zeros(()))
+
+
+class Unwrapped(NamedTuple):
+    """A distribution without its wrappers, and what they said."""
+
+    base: Any
+    mask: Array | None  # over batch and reinterpreted dimensions
+    reinterpreted: int
+
+
+def unwrap(fn: Any) -> Unwrapped:
+    """Strip mask, expand and to_event from a distribution."""
+    masks: list[tuple[Array, int]] = []
+    reinterpreted = 0
+    while True:
+        if isinstance(fn, MaskedDistribution):
+            masks.append((jnp.asarray(fn._mask), reinterpreted))
+        elif isinstance(fn, Independent):
+            reinterpreted += fn.reinterpreted_batch_ndims
+        elif not isinstance(fn, ExpandedDistribution):
+            break
+        fn = fn.base_dist
+    mask = None
+    for m, inner in masks:
+        m = m.reshape(m.shape + (1,) * (reinterpreted - inner))
+        mask = m if mask is None else mask & m
+    return Unwrapped(fn, mask, reinterpreted)
+
+
+def align(x: Array, rank: int, tail: int = 0) -> Array:
+    """Insert axes at the left so that `x` has `rank` dimensions before its last `tail` ones."""
+    missing = rank + tail - x.ndim
+    return x.reshape((1,) * missing + x.shape) if missing > 0 else x
+
+
+def sum_event(x: Array, ndim: int) -> Array:
+    """Sum the last `ndim` dimensions."""
+    return x.sum(tuple(range(-ndim, 0))) if ndim else x
+
+
+def sum_batch(x: Array, ndim: int) -> Array:
+    """Sum all dimensions but the last `ndim`."""
+    return x.sum(tuple(range(x.ndim - ndim))) if x.ndim > ndim else x
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where in the program a site stands: at top level, in an unrolled step, in a scan's body.
+
+    Attributes:
+        suffix: appended to the names of terms and variables ("@0" in an unrolled step).
+        time: name of the scan, inside its vectorised body.
+        index: which slice of a parameter with a time axis is meant (None: it has none).
+        dry: only carry data forward, record nothing.
+    """
+
+    suffix: str = ""
+    time: str | None = None
+    index: Any = None
+    dry: bool = False
+
+
+class Interpreter(Messenger):
+    """The effect handler that turns a program into an `Evaluation`.
+
+    Args:
+        roles: role of each unobserved site ("parameter", "latent", "delta"); observed discrete
+            sites with missing entries have role "partial".
+        params: value of each parameter, constrained space, by site.
+        depth: number of array dimensions that plates use.
+        missing: names of observed sites that hold NaN.
+        families: names of terms that are put into family form.
+        origins: reference point of the statistics, by site.
+        invariant: names of scan-body terms that do not vary in time.
+        timed: names of parameters that stand inside a scan, with time as their first axis.
+    """
+
+    def __init__(
+        self,
+        roles: Mapping[str, str],
+        params: Mapping[str, Array],
+        depth: int,
+        missing: frozenset[str] = frozenset(),
+        families: frozenset[str] = frozenset(),
+        origins: Mapping[str, Array] | None = None,
+        invariant: frozenset[str] = frozenset(),
+        timed: frozenset[str] = frozenset(),
+    ):
+        super().__init__(None)
+        self.roles, self.params, self.depth = roles, params, depth
+        self.missing, self.families = missing, families
+        self.origins, self.invariant = origins or {}, invariant
+        self.out = Evaluation()
+        self.context = Context()
+        self.timed = timed
+        self.values: dict[int, tuple[Any, str]] = {}  # id(value) -> variable; keeps value alive
+        self.plain: dict[str, Array] = {}  # what each variable looks like when not enumerated
+        self.num_dims = 0
+        self.probe = jnp.zeros((), int)  # added to every latent, to see what depends on latents
+
+    # -- dimensions -------------------------------------------------------------------------
+
+    def new_dim(self) -> int:
+        """The next free array dimension for an enumerated variable."""
+        self.num_dims += 1
+        return -self.depth - self.num_dims
+
+    def variable_of(self, value: Any) -> str | None:
+        """Name of the variable whose enumerated value this object is, if any."""
+        if type(value).__name__ == "LatentPath":
+            return value._site
+        hit = self.values.get(id(value))
+        return hit[1] if hit is not None else None
+
+    def remember(self, value: Any, name: str) -> Any:
+        self.values[id(value)] = (value, name)
+        return value
+
+    # -- messages ---------------------------------------------------------------------------
+
+    def process_message(self, msg: dict) -> None:
+        kind = msg["type"]
+        if kind == "control_flow":
+            from emprob.scan import interpret_scan
+
+            interpret_scan(self, msg)
+        elif kind == "plate":
+            self._plate(msg)
+        elif kind == "param":
+            msg["value"] = self._parameter_value(msg["name"])
+        elif kind == "sample":
+            self._sample(msg)
+
+    def postprocess_message(self, msg: dict) -> None:
+        if msg["type"] == "deterministic" and not self.context.suffix and not self.context.time:
+            self.out.deterministics[msg["name"]] = msg["value"]
+
+    def _plate(self, msg: dict) -> None:
+        size, subsample = msg["args"]
+        if subsample is not None and subsample != size:
+            raise ModelError(
+                f"plate '{msg['name']}': subsample_size={subsample} of {size}. Exact EM needs "
+                "every element; remove subsample_size."
+            )
+
+    def _parameter_value(self, name: str) -> Array:
+        value = self.params[name]
+        timed = self.context.index is not None and name in self.timed
+        return self.context.index(name, value) if timed else value
+
+    def _sample(self, msg: dict) -> None:
+        name, fn = msg["name"], unwrap(msg["fn"])
+        role = self.roles.get(name, "observed" if msg["is_observed"] else "parameter")
+        if self.context.dry:
+            self._dry(msg, fn, role)
+        elif role == "delta":
+            msg["value"] = msg["fn"].sample(jax.random.key(0))
+        elif role == "parameter":
+            self._parameter(msg, fn)
+        elif role in ("latent", "partial"):
+            self._latent(msg, fn, role)
+        else:
+            self._observed(msg, fn)
+
+    def _dry(self, msg: dict, fn: Unwrapped, role: str) -> None:
+        """Only carry data forward: latents at their first value, no factors."""
+        if role == "parameter":
+            msg["value"] = self._parameter_value(msg["name"])
+        elif role in ("latent", "partial"):
+            first = fn.base.enumerate_support(expand=False)[0]
+            msg["value"] = jnp.broadcast_to(first, msg["fn"].batch_shape)
+        elif role == "delta":
+            msg["value"] = msg["fn"].sample(jax.random.key(0))
+
+    def _parameter(self, msg: dict, fn: Unwrapped) -> None:
+        name = msg["name"]
+        msg["value"] = value = self._parameter_value(name)
+        log_prob = jnp.sum(_scaled(msg, msg["fn"].log_prob(value)))
+        key = name + self.context.suffix
+        self.out.log_priors[key] = log_prob
+        self.out.priors[name] = (fn, len(msg["fn"].batch_shape))
+
+    def _frames(self, msg: dict) -> frozenset[str]:
+        names = set()
+        for frame in msg["cond_indep_stack"]:
+            plate = Plate(frame.name, frame.dim, frame.size)
+            known = self.out.plates.setdefault(frame.name, plate)
+            if known != plate:
+                raise ModelError(
+                    f"plate '{frame.name}' is used with dim={known.dim}, size={known.size} and "
+                    f"again with dim={plate.dim}, size={plate.size}. Give the plates two names."
+                )
+            names.add(frame.name)
+        if self.context.time is not None:
+            names.add(self.context.time)
+        return frozenset(names)
+
+    def _latent(self, msg: dict, fn: Unwrapped, role: str) -> None:
+        name = msg["name"] + self.context.suffix
+        atoms = _atoms(msg["name"], fn)
+        plates = self._frames(msg)
+        dim = self.new_dim()
+        self.out.variables[name] = Variable(name, msg["name"], dim, len(atoms), plates)
+        self.out.atoms[name] = atoms
+        value = atoms.reshape((-1,) + (1,) * (-dim - 1)) + self.probe.astype(atoms.dtype)
+        self.remember(value, name)
+        self.plain[name] = jnp.broadcast_to(atoms[0], msg["fn"].batch_shape)
+        natural = fn.base.log_prob(value)
+        coefficient, offset = jnp.ones(()), jnp.zeros(())
+        if fn.mask is not None:
+            coefficient = fn.mask.astype(natural.dtype)
+            offset = jnp.where(fn.mask, 0.0, -jnp.log(float(len(atoms))))
+        if role == "partial":
+            self.out.evidence.add(msg["name"])
+            seen = msg["value"]
+            agrees = jnp.isnan(seen) | (jnp.nan_to_num(seen) == value)
+            offset = offset + jnp.where(agrees, 0.0, -jnp.inf)
+        if msg["scale"] is not None:
+            raise ModelError(
+                f"site '{msg['name']}': handlers.scale on a discrete latent has no meaning as a "
+                "probability. Scale the observed site instead."
+            )
+        msg["value"] = value
+        self._record(msg, fn, natural, coefficient, offset, value, own=name, plates=plates)
+
+    def _observed(self, msg: dict, fn: Unwrapped) -> None:
+        name, base = msg["name"], fn.base
+        plates = self._frames(msg)
+        if isinstance(base, Unit):
+            natural = jnp.asarray(base.log_factor)
+            self._record(msg, fn, natural, _weight(msg, fn.mask), jnp.zeros(()), jnp.zeros(()),
+                         own=None, plates=plates)
+            return
+        value, mask = jnp.asarray(msg["value"]), fn.mask
+        if name in self.missing:
+            value, mask = _without_nan(value, base, fn.reinterpreted, mask)
+        coefficient = _weight(msg, mask)
+        if name + self.context.suffix in self.families:
+            self._record_family(msg, fn, value, coefficient, plates)
+            return
+        natural = base.log_prob(value)
+        if fn.reinterpreted:
+            natural, coefficient = _reduce_event(natural, coefficient, value, fn)
+        self._record(msg, fn, natural, coefficient, jnp.zeros(()), value, own=None, plates=plates)
+
+    def _record_family(
+        self, msg: dict, fn: Unwrapped, value: Array, weight: Array, plates: frozenset[str]
+    ) -> None:
+        family, base, r = _family(fn.base), fn.base, fn.reinterpreted
+        origin = self.origins.get(msg["name"], jnp.zeros(()))
+        eta, log_normalizer = family.natural(base, origin)
+        natural = jnp.concatenate([eta, -log_normalizer[..., None]], -1)
+        statistics = family.statistics(base, value, origin)
+        ones = jnp.ones((*statistics.shape[:-1], 1), statistics.dtype)
+        statistics = jnp.concatenate([statistics, ones], -1)
+        weight = align(weight, statistics.ndim - 1)
+        statistics = jnp.where(weight[..., None] == 0, 0.0, weight[..., None] * statistics)
+        log_base = jnp.where(weight == 0, 0.0, weight * family.log_base(base, value))
+        if r:  # the event dimensions join the statistics axis
+            event = jnp.broadcast_shapes(natural.shape[-1 - r : -1], statistics.shape[-1 - r : -1])
+            natural = _flatten_event(natural, event)
+            statistics = _flatten_event(statistics, event)
+            log_base = sum_event(jnp.broadcast_to(log_base, (*log_base.shape[:-r], *event)), r)
+        self._record(msg, fn, natural, statistics, log_base, value, own=None, plates=plates,
+                     in_family_form=True)
+
+    def _record(self, msg, fn, natural, coefficient, offset, value, *, own, plates,
+                in_family_form=False) -> None:  # fmt: skip
+        name = msg["name"] + self.context.suffix
+        if name in self.out.terms:
+            raise ModelError(
+                f"site '{msg['name']}' occurs twice in the program. Give each site its own name."
+            )
+        family = family_of(fn.base)
+        arguments = {} if family is None else arguments_of(fn.base)
+        self.out.terms[name] = Term(natural, coefficient, offset, arguments, value)
+        self.out.specs[name] = TermSpec(
+            name, msg["name"], plates, self.context.time, family, in_family_form, own,
+            fn.reinterpreted, fn.base.event_dim, type(fn.base),
+        )  # fmt: skip
+
+
+def arguments_of(base: Any) -> dict[str, Array]:
+    """The arguments that a distribution was made from, by name."""
+    names = [n for n in type(base).arg_constraints if n in vars(base)]
+    given = {"covariance_matrix", "precision_matrix"} & set(names)
+    return {n: jnp.asarray(getattr(base, n)) for n in names if not (given and n == "scale_tril")}
+
+
+def rebuild(spec: TermSpec, arguments: Mapping[str, Array], rank: int) -> Any:
+    """A term's base distribution again, its arguments aligned to the common layout.
+
+    Args:
+        spec: of the term.
+        arguments: by name; with the time axis first in the body of a scan.
+        rank: number of layout dimensions, reinterpreted ones included.
+    """
+    aligned = {}
+    for name, x in arguments.items():
+        tail = spec.cls.arg_constraints[name].event_dim
+        if spec.time is None:
+            aligned[name] = align(x, rank, tail)
+        else:
+            aligned[name] = x.reshape(x.shape[:1] + (1,) * (rank + tail - x.ndim) + x.shape[1:])
+    return spec.cls(**aligned, validate_args=False)
+
+
+def _family(base: Any) -> Family:
+    family = family_of(base)
+    assert family is not None
+    return family
+
+
+def _scaled(msg: dict, log_prob: Array) -> Array:
+    return log_prob if msg["scale"] is None else msg["scale"] * log_prob
+
+
+def _weight(msg: dict, mask: Array | None) -> Array:
+    weight = jnp.ones(()) if mask is None else mask.astype(float)
+    return weight if msg["scale"] is None else weight * msg["scale"]
+
+
+def _atoms(site: str, fn: Unwrapped) -> Array:
+    """Values of a discrete latent (K,)."""
+    if fn.reinterpreted or fn.base.event_dim:
+        raise ModelError(
+            f"site '{site}': a discrete latent with event dimensions cannot be enumerated. "
+            "Use a plate instead of to_event."
+        )
+    try:
+        support = fn.base.enumerate_support(expand=False)
+    except NotImplementedError:
+        raise ModelError(
+            f"site '{site}': {type(fn.base).__name__} has no finite list of values to sum over. "
+            "Truncate it (dist.Categorical over 0..n) or use a Monte Carlo E-step."
+        ) from None
+    return jnp.asarray(support).reshape(-1)
+
+
+def _without_nan(
+    value: Array, base: Any, reinterpreted: int, mask: Array | None
+) -> tuple[Array, Array]:
+    """Replace NaN by a value of the support and mask the factor there (whole base events)."""
+    seen = ~jnp.isnan(value)
+    if base.event_dim:
+        seen = seen.all(tuple(range(-base.event_dim, 0)))
+    hole = seen.reshape(seen.shape + (1,) * base.event_dim)
+    value = jnp.where(hole, value, base.support.feasible_like(value))
+    return value, seen if mask is None else seen & mask
+
+
+def _reduce_event(
+    natural: Array, coefficient: Array, value: Array, fn: Unwrapped
+) -> tuple[Array, Array]:
+    """Sum a table over its reinterpreted dimensions, masked elements left out."""
+    r = fn.reinterpreted
+    end = value.ndim - fn.base.event_dim
+    event = value.shape[end - r : end]
+    natural = jnp.broadcast_to(natural, (*natural.shape[:-r], *event))
+    if coefficient.ndim == 0:
+        return sum_event(natural, r), coefficient
+    if all(n == 1 for n in coefficient.shape[coefficient.ndim - r :]):
+        return sum_event(natural, r), coefficient.reshape(coefficient.shape[: coefficient.ndim - r])
+    kept = jnp.where(coefficient == 0, 0.0, natural)
+    return sum_event(coefficient * kept, r), jnp.ones(())
+
+
+def _flatten_event(x: Array, event: tuple[int, ...]) -> Array:
+    """(*batch, *event', P) -> (*batch, prod(event) P), event' broadcast to event."""
+    batch = x.shape[: x.ndim - 1 - len(event)]
+    return jnp.broadcast_to(x, (*batch, *event, x.shape[-1])).reshape(*batch, -1)
+
+
+def run(program: Callable, args: tuple, kwargs: Mapping, interpreter: Interpreter) -> Evaluation:
+    """Run the program under the interpreter and align every term to the common layout."""
+    with handlers.seed(rng_seed=0), interpreter:
+        interpreter.out.returned = program(*args, **kwargs)
+    out = interpreter.out
+    rank = interpreter.depth + interpreter.num_dims
+    times = [c.name for c in out.chains.values()]
+    for i, time in enumerate(times):
+        chain = out.chains[time]
+        out.plates[time] = Plate(time, -(rank + 1 + i), chain.length, is_time=True)
+    for name, term in out.terms.items():
+        out.terms[name] = _fold_loose(_aligned(term, out.specs[name], rank, times), name, out)
+    return out
+
+
+def _fold_loose(term: Term, name: str, out: Evaluation) -> Term:
+    """Sum a table over batch dimensions that stand in no plate of its site."""
+    spec = out.specs[name]
+    if spec.in_family_form:
+        return term
+    plated = {out.plates[p].dim for p in spec.plates}
+    variables = {v.dim: v for v in out.variables.values()}
+    shape = jnp.broadcast_shapes(term.natural.shape, term.coefficient.shape, term.offset.shape)
+    rank = len(shape)
+    loose = [
+        d for d in range(-rank, 0) if shape[d] > 1 and d not in plated and not _owned(d, variables, out)
+    ]
+    if not loose:
+        return term
+    for v in variables.values():
+        depends = shape[v.dim] > 1
+        inside = any(out.plates[p].dim in loose for p in v.plates)
+        if v.name == spec.own or (depends and inside):
+            raise ModelError(
+                f"site '{spec.site}': batch dimension {loose[-1]} of size {shape[loose[-1]]} is "
+                f"not in a plate. Put it under numpyro.plate (in the plate of '{v.site}')."
+            )
+    natural, coefficient = jnp.broadcast_arrays(term.natural, term.coefficient)
+    table = jnp.where(coefficient == 0, 0.0, coefficient * natural) + term.offset
+    axes = tuple(rank + d for d in loose)
+    total = jnp.broadcast_to(table, shape).sum(axes, keepdims=True)
+    one = (1,) * rank
+    return term._replace(natural=total, coefficient=jnp.ones(one), offset=jnp.zeros(one))
+
+
+def _owned(dim: int, variables: Mapping[int, Variable], out: Evaluation) -> bool:
+    """Whether a dimension belongs to a variable, a slot of a chain or a time axis."""
+    slots = {s.previous for c in out.chains.values() for s in c.slots}
+    times = {out.plates[t].dim for t in out.chains}
+    return dim in variables or dim in slots or dim in times
+
+
+def _aligned(term: Term, spec: TermSpec, rank: int, times: list[str]) -> Term:
+    """Bring every array of a term to the layout of the module's head."""
+    tail = int(spec.in_family_form)
+    place = 1 + times.index(spec.time) if spec.time is not None else 0
+
+    def layout(x: Array, tail: int, own_rank: int) -> Array:
+        if spec.time is None:
+            return align(x, rank, tail)
+        # own_rank counts the axes after the time axis, which the scan has put first
+        front, rest = x.shape[:1], x.shape[1:]
+        body = (1,) * (rank + tail - len(rest)) + rest
+        return x.reshape(front + (1,) * (place - 1) + body)
+
+    event = spec.event_dim + spec.reinterpreted
+    return Term(
+        layout(term.natural, tail, rank),
+        layout(term.coefficient, tail, rank),
+        layout(term.offset, 0, rank),
+        term.arguments,
+        layout(term.value, 0 if spec.own else event, rank),
+    )
+
+
+def data_error(site: str, text: str) -> DataError:
+    """A `DataError` that begins with the site's name."""
+    return DataError(f"site '{site}': {text}")

@@ -1,0 +1,224 @@
+"""What each site of a program is: parameter, latent, observed.
+
+A survey runs the program once, plainly, with every scan's body run at its first step only. An
+unobserved sample site is latent if it is discrete, or its prior depends on another unobserved
+site, or it shares a plate or a scan with an observed site; else it is a parameter.
+`numpyro.param` sites are parameters.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax import Array
+from numpyro import handlers
+from numpyro.distributions import constraints
+from numpyro.distributions.distribution import Unit
+from numpyro.ops.pytree import PytreeTrace
+from numpyro.primitives import Messenger
+
+from emprob.dependence import dependence
+from emprob.errors import ModelError, nearest
+from emprob.program import Unwrapped, unwrap
+from emprob.space import bijection
+
+
+@dataclass
+class SurveyedSite:
+    """One site as a plain run of the program sees it."""
+
+    name: str
+    kind: str  # "sample", "param", "deterministic"
+    observed: bool
+    value: Any
+    support: Any
+    frames: tuple[tuple[str, int, int], ...]
+    scan: int | None
+    batch_ndim: int
+    fn: Unwrapped | None = None
+    batch_shape: tuple[int, ...] = ()
+    event_dim: int = 0
+
+    @property
+    def discrete(self) -> bool:
+        return bool(self.fn is not None and self.fn.base.support.is_discrete)
+
+
+@dataclass
+class Survey:
+    """All sites in program order, and the length of each scan."""
+
+    sites: dict[str, SurveyedSite] = field(default_factory=dict)
+    lengths: list[int] = field(default_factory=list)
+
+
+class Surveyor(Messenger):
+    """Run a program plainly and note its sites.
+
+    Args:
+        values: values for some unobserved sites; the rest are drawn.
+    """
+
+    def __init__(self, values: Mapping[str, Array] | None = None):
+        super().__init__(None)
+        self.values = values or {}
+        self.out = Survey()
+        self.scan: int | None = None
+
+    def process_message(self, msg: dict) -> None:
+        kind = msg["type"]
+        if kind == "control_flow":
+            self._scan(msg)
+        elif kind == "plate":
+            size, subsample = msg["args"]
+            if subsample is not None and subsample != size:
+                raise ModelError(
+                    f"plate '{msg['name']}': subsample_size={subsample} of {size}. Exact EM "
+                    "needs every element; remove subsample_size."
+                )
+        elif kind == "param" and msg["name"] in self.values:
+            msg["value"] = self.values[msg["name"]]
+        elif kind == "sample" and not msg["is_observed"]:
+            name = msg["name"]
+            msg["value"] = self.values[name] if name in self.values else draw(name, msg["fn"])
+
+    def postprocess_message(self, msg: dict) -> None:
+        if msg["type"] not in ("sample", "param"):
+            return
+        name = msg["name"]
+        if name in self.out.sites:
+            raise ModelError(f"site '{name}' occurs twice in the program. Rename one of the two.")
+        frames = tuple((f.name, f.dim, f.size) for f in msg["cond_indep_stack"])
+        if msg["type"] == "param":
+            support = msg["kwargs"].get("constraint", constraints.real)
+            site = SurveyedSite(name, "param", False, msg["value"], support, frames, self.scan, 0)
+        else:
+            fn = msg["fn"]
+            site = SurveyedSite(
+                name, "sample", msg["is_observed"], msg["value"], fn.support, frames, self.scan,
+                len(fn.batch_shape), unwrap(fn), tuple(fn.batch_shape), fn.event_dim,
+            )  # fmt: skip
+        self.out.sites[name] = site
+
+    def _scan(self, msg: dict) -> None:
+        f, init, xs, length, _ = msg["args"]
+        leaves = jax.tree.leaves(xs)
+        length = int(length) if length is not None else int(jnp.shape(leaves[0])[0])
+        if length == 0:
+            raise ModelError("scan: a series of length 0. There must be at least one time step.")
+        if self.scan is not None:
+            raise ModelError("a scan inside a scan is not supported. Merge the two bodies.")
+        self.scan = len(self.out.lengths)
+        self.out.lengths.append(length)
+        try:
+            carry, y = f(init, jax.tree.map(lambda x: x[0], xs))
+        finally:
+            self.scan = None
+        repeat = lambda v: jnp.broadcast_to(jnp.asarray(v), (length, *jnp.shape(v)))  # noqa: E731
+        msg["value"] = ((length, None, carry), (PytreeTrace({}), jax.tree.map(repeat, y)))
+
+
+def draw(name: str, fn: Any) -> Array:
+    """Some value in the support of a distribution."""
+    base = unwrap(fn).base
+    if base.support.is_discrete:
+        try:
+            first = base.enumerate_support(expand=False)[0]
+            return jnp.broadcast_to(first, fn.shape())
+        except NotImplementedError:
+            pass
+    key = jax.random.key(abs(hash(name)) % 2**31)
+    try:
+        return fn.sample(key)
+    except NotImplementedError:
+        shape = bijection(fn.support).inverse_shape(fn.shape())
+        return bijection(fn.support)(0.1 * jax.random.normal(key, shape))
+
+
+def survey(program: Callable, args: tuple, kwargs: Mapping, values=None) -> Survey:
+    """Run the program once and note its sites."""
+    surveyor = Surveyor(values)
+    with handlers.seed(rng_seed=0), surveyor:
+        program(*args, **kwargs)
+    return surveyor.out
+
+
+def prior_dependence(program: Callable, args: tuple, kwargs: Mapping, found: Survey) -> set[str]:
+    """Names of unobserved sample sites whose prior depends on another unobserved site."""
+    free = {
+        n: jnp.asarray(s.value, float)
+        for n, s in found.sites.items()
+        if not s.observed and not s.discrete
+    }
+
+    def priors(values: dict) -> dict:
+        again = survey(program, args, kwargs, values)
+        return {
+            n: jax.tree.leaves(s.fn.base)
+            for n, s in again.sites.items()
+            if s.kind == "sample" and not s.observed
+        }
+
+    closed, shapes = jax.make_jaxpr(priors, return_shape=True)(free)
+    order = list(jax.tree.leaves({n: n for n in free}))
+    dependent = set()
+    for source in order:
+        marks = dependence(closed.jaxpr, [n == source for n in order])
+        tree = jax.tree.unflatten(jax.tree.structure(shapes), marks)
+        dependent |= {n for n, leaves in tree.items() if n != source and any(leaves)}
+    return dependent
+
+
+def assign_roles(
+    found: Survey, dependent: set[str], latents: Sequence[str] | None
+) -> dict[str, str]:
+    """Role of each unobserved site, by the rule of the module's head or as told."""
+    unobserved = [s for s in found.sites.values() if not s.observed]
+    if latents is not None:
+        known = [s.name for s in unobserved if s.kind == "sample"]
+        for name in latents:
+            if name not in known:
+                raise ModelError(
+                    f"latents={tuple(latents)!r}: the program has no unobserved sample site "
+                    f"'{name}'.{nearest(name, known)}"
+                )
+    shared_plates = {f[0] for s in found.sites.values() if _is_data(s) for f in s.frames}
+    shared_scans = {s.scan for s in found.sites.values() if _is_data(s) and s.scan is not None}
+    roles = {}
+    for site in unobserved:
+        beside_data = any(f[0] in shared_plates for f in site.frames) or site.scan in shared_scans
+        roles[site.name] = _role(site, site.name in dependent or beside_data, latents)
+    return roles
+
+
+def _is_data(site: SurveyedSite) -> bool:
+    return site.observed and not isinstance(site.fn.base if site.fn else None, Unit)
+
+
+def _role(site: SurveyedSite, by_rule: bool, latents: Sequence[str] | None) -> str:
+    if site.kind == "param":
+        return "parameter"
+    if site.fn is not None and isinstance(site.fn.base, dist.Delta):
+        return "delta"
+    if site.discrete:
+        if latents is not None and site.name not in latents:
+            raise ModelError(
+                f"site '{site.name}' is discrete and unobserved: it can only be latent, but "
+                f"latents={tuple(latents)!r} leaves it out. Name it too, or observe it."
+            )
+        return "latent"
+    if latents is not None:
+        return "latent" if site.name in latents else "parameter"
+    return "latent" if by_rule else "parameter"
+
+
+def is_partial(site: SurveyedSite) -> bool:
+    """An observed discrete site whose missing entries can be summed over."""
+    if not site.observed or not site.discrete or site.fn is None or site.event_dim:
+        return False
+    value = np.asarray(site.value)
+    return value.dtype.kind == "f" and bool(np.isnan(value).any())

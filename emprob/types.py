@@ -1,0 +1,109 @@
+"""The vocabulary: what steps pass to one another, and how a run can end."""
+
+import enum
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from jax import Array
+
+Params = dict[str, Array]
+
+
+class Posterior(NamedTuple):
+    """What an E-step says at one value of the parameters.
+
+    Attributes:
+        log_partition: log Z = log p(data | params), scalar.
+        weights: by log-factor, d log Z / d natural: the expected statistics.
+    """
+
+    log_partition: Array
+    weights: dict[str, Array]
+
+
+class State(NamedTuple):
+    """What an algorithm carries from step to step. `memory` is its own."""
+
+    params: Params
+    memory: Any
+
+
+class Info(NamedTuple):
+    """What one step says to the person.
+
+    Attributes:
+        objective: log-posterior (or log-likelihood) at the parameters the step started from.
+        log_likelihood: log Z there.
+        gain: score dot step, the first-order increase promised by the step, >= 0 for EM.
+        rate: ratio of the last two gains (the square of EM's linear rate, near the optimum).
+        score_norm: estimated distance to the optimum in standard errors, there.
+        num_maps: E-steps the step used.
+    """
+
+    objective: Array
+    log_likelihood: Array
+    gain: Array
+    rate: Array
+    score_norm: Array
+    num_maps: Array
+
+
+class Capabilities(NamedTuple):
+    """What an E-step promises; checked where parts are composed."""
+
+    exact: bool
+    deterministic: bool
+    memoryless: bool
+
+
+@runtime_checkable
+class EStep(Protocol):
+    """Weights on the log-factors at given parameters. A frozen, hashable dataclass of settings."""
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    def __call__(self, model: Any, params: Params) -> Posterior: ...
+
+
+@runtime_checkable
+class MStep(Protocol):
+    """Parameters that do not decrease Q + log prior. A frozen, hashable dataclass of settings."""
+
+    def __call__(self, model: Any, params: Params, posterior: Posterior) -> Params: ...
+
+
+@runtime_checkable
+class Algorithm(Protocol):
+    """A map from state to state that climbs the objective. A frozen, hashable dataclass."""
+
+    def init(self, model: Any, params: Params) -> State: ...
+
+    def step(self, model: Any, state: State) -> tuple[State, Info]: ...
+
+
+class Status(enum.Enum):
+    """How a run ended, with a sentence."""
+
+    CONVERGED = "converged: the score is zero within the tolerance"
+    MAX_STEPS = "not converged: stopped at max_steps"
+    OBJECTIVE_DECREASED = "not converged: the objective fell, so a step is wrong"
+    NON_FINITE = "stopped: a value became NaN or infinite; the last finite iterate is kept"
+    AT_BOUNDARY = "converged at the boundary of the parameter space"
+    DEGENERATE = "degenerate: the likelihood grows without bound or a component collapsed"
+    SADDLE = "not a maximum: the score is zero, but the objective curves upwards"
+    STOCHASTIC_PLATEAU = "stationary within Monte Carlo error"
+    DIVERGED = "stopped: the parameters run away; reduce the step size"
+    INTERRUPTED = "interrupted: the result so far"
+
+    @property
+    def sentence(self) -> str:
+        return self.value
+
+    @property
+    def word(self) -> str:
+        return self.name.lower()
+
+    @property
+    def ok(self) -> bool:
+        """Whether the parameters are at an optimum."""
+        return self in (Status.CONVERGED, Status.AT_BOUNDARY, Status.STOCHASTIC_PLATEAU)
