@@ -314,7 +314,10 @@ def test_kill_while_writing_leaves_a_whole_file(tmp_path):
                     n += 1
                     arrays = {"a": np.full(100_000, n), "b": {"c": np.full(50_000, n)}}
                     store.write(path, arrays, {"n": n})
-            time.sleep(random.uniform(0.02, 0.1))
+            first = os.stat(path).st_ino
+            while os.stat(path).st_ino == first:
+                time.sleep(0.001)
+            time.sleep(random.uniform(0.0, 0.03))
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             strays += sum(name.endswith("-tmp") for name in os.listdir(os.path.dirname(path)))
@@ -326,7 +329,7 @@ def test_kill_while_writing_leaves_a_whole_file(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     written, strays = map(int, done.stdout.split())
-    assert written > 15, "the writers wrote nothing"
+    assert written >= 15, "the writers wrote nothing"
     assert strays > 0, "no kill fell into a writing: the test showed nothing"
     store.write(path, {}, {})
     assert os.listdir(tmp_path) == ["fit.npz"]
