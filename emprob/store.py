@@ -108,12 +108,17 @@ def read(
     Raises:
         CheckpointError: there is no such file, it is truncated or damaged, it is not ours, it has
             another format version, or a field of `expect` differs (named, with both values).
+        TypeError: a value of `expect` cannot be written as JSON.
     """
     path = Path(path)
+    # As JSON gives them back, so that a tuple expected equals the list stored.
+    wanted = json.loads(
+        json.dumps({**(expect or {}), "format_version": FORMAT_VERSION}, default=_plain)
+    )
     try:
         with zipfile.ZipFile(path) as archive:
             header = _read_header(path, archive)
-            meta = _checked_meta(path, header, expect or {})
+            meta = _checked_meta(path, header, wanted)
             return _unflatten(header["tree"], archive), meta
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file. Expected a file saved by emprob.") from error
@@ -337,11 +342,9 @@ def _read_header(path: Path, archive: zipfile.ZipFile) -> dict[str, Any]:
 
 
 def _checked_meta(
-    path: Path, header: Mapping[str, Any], expect: Mapping[str, Any]
+    path: Path, header: Mapping[str, Any], wanted: Mapping[str, Any]
 ) -> dict[str, Any]:
     meta = {key: value for key, value in header.items() if key not in ("format", "tree")}
-    # As JSON gives them back, so that a tuple expected equals the list stored.
-    wanted = json.loads(json.dumps({**expect, "format_version": FORMAT_VERSION}, default=_plain))
     for field, value in wanted.items():
         found = meta.get(field, "nothing")
         if field not in meta or found != value:

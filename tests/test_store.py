@@ -159,6 +159,8 @@ def test_the_field_that_differs_is_named(tmp_path, field, value):
     store.read(path, {"model_hash": "m1", "sites": ("a",), "steps": np.int32(3)})
     with pytest.raises(CheckpointError, match=f"'{field}' differs.*{value}"):
         store.read(path, {"model_hash": "m1", field: value})
+    with pytest.raises(TypeError, match="JSON"):
+        store.read(path, {field: object()})
 
 
 def test_another_format_version_is_refused(tmp_path, monkeypatch):
