@@ -86,10 +86,20 @@ class View:
     to_canonical: Callable[[Any], Array]
     from_canonical: Callable[[Any], Array]
     support: Any
-    pseudo_counts: Callable[[Any], Pseudo | None] = lambda prior: None
+    pseudo_counts: Callable[[Any, tuple[int, ...]], Pseudo | None] = lambda prior, shape: None
 
-    def conjugate(self, prior: dist.Distribution | None) -> Pseudo | None:
-        """Pseudo-counts of an unwrapped prior (None: no prior); None if it is not conjugate."""
+    def conjugate(
+        self, prior: dist.Distribution | None, shape: tuple[int, ...] = ()
+    ) -> Pseudo | None:
+        """Pseudo-counts of a prior.
+
+        Args:
+            prior: unwrapped; None is no prior at all.
+            shape: of the parameter, for a vector whose unwrapped prior is a scalar.
+
+        Returns:
+            Pseudo-counts that broadcast to the parameter's shape; None if not conjugate.
+        """
         if prior is None:
             return Pseudo(0.0, 0.0)
         if isinstance(prior, dist.ImproperUniform):
@@ -98,7 +108,7 @@ class View:
             )
         if type(prior) is dist.Uniform:
             return Pseudo(0.0, 0.0, bounded=True)
-        return self.pseudo_counts(prior)
+        return self.pseudo_counts(prior, shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,7 +193,8 @@ def _log(x):
 
 
 def _stack(*columns):
-    return jnp.stack(jnp.broadcast_arrays(*map(_real, columns)), -1)
+    dtype = jnp.result_type(float, *columns)
+    return jnp.stack(jnp.broadcast_arrays(*(jnp.asarray(c, dtype) for c in columns)), -1)
 
 
 def _zero_base(event_dim):
@@ -249,52 +260,55 @@ def _inverse_gamma(prior):
 def _counts(parameters, rule):
     """Pseudo-counts by `rule` from the parameters that `parameters` finds in a prior."""
 
-    def pseudo_counts(prior):
+    def pseudo_counts(prior, shape):
         found = parameters(prior)
         return None if found is None else Pseudo(*rule(*map(_real, found)))
 
     return pseudo_counts
 
 
-def _beta_counts(prior):
+def _beta_counts(prior, shape):
     if type(prior) is not dist.Beta:
         return None
     a, b = _real(prior.concentration1), _real(prior.concentration0)
     return Pseudo(a - 1, a + b - 2)
 
 
-def _dirichlet_counts(prior):
+def _dirichlet_counts(prior, shape):
     if type(prior) is not dist.Dirichlet:
         return None
     extra = _real(prior.concentration) - 1
     return Pseudo(extra, extra.sum(-1, keepdims=True))
 
 
-def _normal_counts(prior):
+def _normal_counts(prior, shape):
     if type(prior) is not dist.Normal:
         return None
     precision = 1 / _real(prior.scale) ** 2
-    return Pseudo(prior.loc * precision, precision * jnp.ones_like(prior.loc * precision))
+    return Pseudo(_real(prior.loc) * precision, precision)
 
 
-def _vector_normal_counts(prior):
+def _vector_normal_counts(prior, shape):
     if type(prior) is dist.Normal:
-        num, den, _ = _normal_counts(prior)
-        return Pseudo(num, den[..., None] * jnp.eye(den.shape[-1])) if jnp.ndim(den) else None
+        shape = jnp.broadcast_shapes(prior.batch_shape, shape)
+        if not shape:
+            return None
+        precision = jnp.broadcast_to(1 / _real(prior.scale) ** 2, shape)
+        return Pseudo(prior.loc * precision, precision[..., None] * jnp.eye(shape[-1]))
     if type(prior) is not dist.MultivariateNormal:
         return None
     precision = _mvn_precision(prior)
     return Pseudo((precision @ prior.loc[..., None])[..., 0], precision)
 
 
-def _wishart_counts(prior):
+def _wishart_counts(prior, shape):
     if type(prior) is not dist.Wishart:
         return None
     extra = _real(prior.concentration) - prior.event_shape[-1] - 1
     return Pseudo(_inverse_from_cholesky(prior.scale_tril), extra[..., None, None])
 
 
-def _inverse_wishart_counts(prior):
+def _inverse_wishart_counts(prior, shape):
     if type(prior) is not dist.InverseWishart:
         return None
     extra = _real(prior.concentration) + prior.event_shape[-1] + 1
