@@ -16,6 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.custom_batching import custom_vmap
 
 from emprob.partition.chain_log import LOG_ZERO, log_value, log_weights, reachable
 
@@ -24,10 +25,12 @@ _TINY = 1e-200
 
 
 class _Residual(NamedTuple):
-    """What the reverse pass needs: unnormalised scaled messages (T, K, B), trust (B,) as 0 or 1."""
+    """What the reverse pass needs; the probabilities are kept, as a second exp costs a scan."""
 
-    mass: Array
-    trusted: Array
+    mass: Array  # (T, K, B), scaled messages before they are normalised
+    trusted: Array  # (B,), 1 where they can be relied on, else 0
+    trans: Array  # (T or 1, K, K, B or 1)
+    emit: Array  # (T, K, B)
 
 
 class _Scaled(NamedTuple):
@@ -80,6 +83,33 @@ def _scan_inputs(trans: Array, active: Array | None):
     return trans[0], varying, _static_mask(trans, active)
 
 
+def _fold(x: Array | None, batched: bool, size: int, width: int) -> Array | None:
+    """Merge a leading vmap axis into the last axis, in which the loop bodies are elementwise."""
+    if x is None:
+        return None
+    x = x if batched else x[None]
+    x = jnp.broadcast_to(x, (size, *x.shape[1:-1], width))
+    return jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], size * width)
+
+
+def _batch_last(scan):
+    """Let vmap widen the sequence axis of ``scan`` rather than put an axis in front of it."""
+    scan = custom_vmap(scan)
+
+    @scan.def_vmap
+    def rule(size, batched, trans, table, *rest):
+        width = table.shape[-1]
+        fixed = not batched[0] and trans.shape[-1] == 1
+        folded = [trans if fixed else _fold(trans, batched[0], size, width)]
+        for x, flag in zip((table, *rest), batched[1:]):
+            folded.append(_fold(x, flag, size, width))
+        out = scan(*folded)
+        return jnp.moveaxis(out.reshape(*out.shape[:-1], size, width), -2, 0), True
+
+    return scan
+
+
+@_batch_last
 def _scaled_masses(trans: Array, emit: Array, active: Array | None) -> Array:
     """Backward recursion: masses[t, i] = sum_j A_ij b_t(j) beta_t(j), (T, K, B)."""
     fixed, varying, mask = _scan_inputs(trans, active)
@@ -97,6 +127,7 @@ def _scaled_masses(trans: Array, emit: Array, active: Array | None) -> Array:
     return lax.scan(step, start, (emit, varying, mask), reverse=True)[1]
 
 
+@_batch_last
 def _scaled_rates(trans: Array, gain: Array, active: Array | None, rate: Array) -> Array:
     """Forward recursion r_{t+1}(j) = gain_t(j) sum_i r_t(i) A_ij; returns r_1 .. r_T, (T, K, B)."""
     fixed, varying, mask = _scan_inputs(trans, active)
@@ -145,7 +176,8 @@ def _forward(log_trans: Array, log_emit: Array, active: Array | None):
         return jnp.where(failed, log_value(log_trans, log_emit, active), value)
 
     log_beta = _once_if(jnp.any(failed), careful, fast)
-    return log_beta, _Residual(mass, 1.0 - failed.astype(mass.dtype))
+    trusted = 1.0 - failed.astype(mass.dtype)
+    return log_beta, _Residual(mass, trusted, scaled.trans, scaled.emit)
 
 
 @_forward.defjvp
@@ -170,28 +202,27 @@ def _pair_weights(trans, rates, u, active, shared: bool):
     return trans * jnp.einsum("tib,tjb->ijb", rates, u)[None]
 
 
-def _scaled_weights(log_trans, log_emit, active, residual: _Residual, cotangent):
+def _scaled_weights(log_trans, active, residual: _Residual, cotangent):
     """Gradient of <cotangent, log_beta> over the trusted sequences, on scaled probabilities."""
-    scaled = _scale_factors(log_trans, log_emit, active)
-    mass, trusted = residual
+    mass, trusted, trans, emit = residual
     ones = jnp.ones_like(mass[:1])
     ahead = jnp.concatenate([mass[1:], ones])
     total = jnp.concatenate([jnp.sum(mass[1:], 1, keepdims=True), ones[:, :1]])
     alive = (ahead > 0.0) & (trusted > 0.0)
-    gain = jnp.where(alive, scaled.emit / jnp.where(total > 0.0, total, 1.0), 0.0)
+    gain = jnp.where(alive, emit / jnp.where(total > 0.0, total, 1.0), 0.0)
     alive = (mass[:1] > 0.0) & (trusted > 0.0)
     first = jnp.where(alive, cotangent / jnp.where(alive, mass[:1], 1.0), 0.0)
-    rates = _scaled_rates(scaled.trans, gain, active, first[0])
+    rates = _scaled_rates(trans, gain, active, first[0])
     before = jnp.concatenate([first, rates[:-1]])
     shared = log_trans.shape[3] == 1
-    pairs = _pair_weights(scaled.trans, before, gain * ahead, active, shared)
+    pairs = _pair_weights(trans, before, gain * ahead, active, shared)
     return pairs, rates * ahead
 
 
 @jax.custom_jvp
 def _weights(log_trans, log_emit, active, residual: _Residual, cotangent):
     """Gradient of <cotangent, log_beta> with respect to both tables."""
-    fast = _scaled_weights(log_trans, log_emit, active, residual, cotangent)
+    fast = _scaled_weights(log_trans, active, residual, cotangent)
 
     def careful(weights):
         rest = cotangent * (1.0 - residual.trusted)
