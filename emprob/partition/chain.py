@@ -18,10 +18,12 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_batching import custom_vmap
 
-from emprob.partition.chain_log import LOG_ZERO, log_value, log_weights, reachable
+from emprob.partition.chain_log import log_value, log_weights, log_zero, reachable
 
-# Below this a scaled message may have lost what it stands for.
-_TINY = 1e-200
+
+def _tiny(x: Array) -> float:
+    """Below this a scaled message may have lost what it stands for: 1e-200 in float64."""
+    return float(jnp.finfo(x.dtype).tiny) ** 0.65
 
 
 class _Residual(NamedTuple):
@@ -44,7 +46,7 @@ class _Scaled(NamedTuple):
 def _max_shift(x: Array, axis) -> tuple[Array, Array]:
     """Divide exp(x) by its maximum over ``axis``; an all-impossible slice keeps the shift zero."""
     top = jnp.max(x, axis=axis, keepdims=True)
-    top = jnp.where(top < LOG_ZERO, 0.0, top)
+    top = jnp.where(top < log_zero(top), 0.0, top)
     return jnp.exp(x - top), top
 
 
@@ -83,33 +85,6 @@ def _scan_inputs(trans: Array, active: Array | None):
     return trans[0], varying, _static_mask(trans, active)
 
 
-def _fold(x: Array | None, batched: bool, size: int, width: int) -> Array | None:
-    """Merge a leading vmap axis into the last axis, in which the loop bodies are elementwise."""
-    if x is None:
-        return None
-    x = x if batched else x[None]
-    x = jnp.broadcast_to(x, (size, *x.shape[1:-1], width))
-    return jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], size * width)
-
-
-def _batch_last(scan):
-    """Let vmap widen the sequence axis of ``scan`` rather than put an axis in front of it."""
-    scan = custom_vmap(scan)
-
-    @scan.def_vmap
-    def rule(size, batched, trans, table, *rest):
-        width = table.shape[-1]
-        fixed = not batched[0] and trans.shape[-1] == 1
-        folded = [trans if fixed else _fold(trans, batched[0], size, width)]
-        for x, flag in zip((table, *rest), batched[1:]):
-            folded.append(_fold(x, flag, size, width))
-        out = scan(*folded)
-        return jnp.moveaxis(out.reshape(*out.shape[:-1], size, width), -2, 0), True
-
-    return scan
-
-
-@_batch_last
 def _scaled_masses(trans: Array, emit: Array, active: Array | None) -> Array:
     """Backward recursion: masses[t, i] = sum_j A_ij b_t(j) beta_t(j), (T, K, B)."""
     fixed, varying, mask = _scan_inputs(trans, active)
@@ -121,13 +96,12 @@ def _scaled_masses(trans: Array, emit: Array, active: Array | None) -> Array:
         if live is not None:
             mass = jnp.where(live, mass, jnp.mean(u, 0))
         total = jnp.sum(mass, 0)
-        return mass / jnp.maximum(total, _TINY), mass
+        return mass / jnp.maximum(total, _tiny(total)), mass
 
     start = jnp.ones(emit.shape[1:], emit.dtype)
     return lax.scan(step, start, (emit, varying, mask), reverse=True)[1]
 
 
-@_batch_last
 def _scaled_rates(trans: Array, gain: Array, active: Array | None, rate: Array) -> Array:
     """Forward recursion r_{t+1}(j) = gain_t(j) sum_i r_t(i) A_ij; returns r_1 .. r_T, (T, K, B)."""
     fixed, varying, mask = _scan_inputs(trans, active)
@@ -143,6 +117,19 @@ def _scaled_rates(trans: Array, gain: Array, active: Array | None, rate: Array) 
     return lax.scan(step, rate, (gain, varying, mask))[1]
 
 
+def _sum_of_logs(x: Array, width: int = 64) -> Array:
+    """Sum of log x over the first axis, one log for the product of ``width`` mantissas."""
+    if x.shape[0] == 0:
+        return jnp.zeros(x.shape[1:], x.dtype)
+    mantissa, exponent = jnp.frexp(x)
+    pad = ((0, -x.shape[0] % width), (0, 0))
+    mantissa = jnp.pad(mantissa, pad, constant_values=1.0).reshape(width, -1, x.shape[1])
+    # width mantissas of at least 1/2 stay above the smallest normal float32
+    logs = jnp.sum(jnp.log(jnp.prod(mantissa, 0)), 0)
+    powers = jnp.sum(exponent.astype(x.dtype), 0)
+    return logs + powers * jnp.log(jnp.asarray(2.0, x.dtype))
+
+
 def _once_if(needed: Array, compute, default):
     """``compute()`` if ``needed`` else ``default``: a loop, as a cond would run both under vmap."""
 
@@ -154,21 +141,46 @@ def _once_if(needed: Array, compute, default):
 
 def _underflowed(mass: Array, log_trans: Array, log_emit: Array, active: Array | None) -> Array:
     """Sequences (B,) in which a scaled message is too small although its true value is not zero."""
-    small = jnp.min(mass, axis=(0, 1)) < _TINY
+    small = jnp.min(mass, axis=(0, 1)) < _tiny(mass)
 
     def check(_):
-        lost = (mass < _TINY) & reachable(log_trans, log_emit, active)
+        lost = (mass < _tiny(mass)) & reachable(log_trans, log_emit, active)
         return jnp.any(lost, axis=(0, 1))
 
     return _once_if(jnp.any(small), check, small)
 
 
+def _one_by_one(fun):
+    """Let vmap map ``fun``: a leading axis on its tables costs more than the loops save.
+
+    It also keeps the log-space recursions to the members of the batch that need them.
+    """
+    mapped = custom_vmap(fun)
+
+    @mapped.def_vmap
+    def rule(size, batched, *args):
+        leaves, tree = jax.tree.flatten(args)
+        flags = jax.tree.leaves(batched)
+        moving = [x for x, flag in zip(leaves, flags) if flag]
+
+        def one(parts):
+            parts = iter(parts)
+            full = [next(parts) if flag else x for x, flag in zip(leaves, flags)]
+            return mapped(*jax.tree.unflatten(tree, full))
+
+        out = lax.map(one, moving)
+        return out, jax.tree.map(lambda _: True, out)
+
+    return mapped
+
+
 @jax.custom_jvp
+@_one_by_one
 def _forward(log_trans: Array, log_emit: Array, active: Array | None):
     """log_beta (K, B) and the residual of the reverse pass."""
     scaled = _scale_factors(log_trans, log_emit, active)
     mass = _scaled_masses(scaled.trans, scaled.emit, active)
-    log_totals = jnp.sum(jnp.log(jnp.sum(mass[1:], 1)), 0)
+    log_totals = _sum_of_logs(jnp.sum(mass[1:], 1))
     fast = jnp.log(mass[0]) + log_totals + scaled.log_scale
     failed = _underflowed(mass, log_trans, log_emit, active)
 
@@ -220,6 +232,7 @@ def _scaled_weights(log_trans, active, residual: _Residual, cotangent):
 
 
 @jax.custom_jvp
+@_one_by_one
 def _weights(log_trans, log_emit, active, residual: _Residual, cotangent):
     """Gradient of <cotangent, log_beta> with respect to both tables."""
     fast = _scaled_weights(log_trans, active, residual, cotangent)
@@ -261,7 +274,7 @@ _log_beta.defvjp(_log_beta_forward, _log_beta_reverse)
 
 def _clean(x: Array) -> Array:
     """Clipped logarithms of zero become -inf, which cuts them off from every gradient."""
-    return jnp.where(x < LOG_ZERO, -jnp.inf, x)
+    return jnp.where(x < log_zero(x), -jnp.inf, x)
 
 
 def canonical(log_trans, log_emit, active):

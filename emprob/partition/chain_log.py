@@ -10,14 +10,16 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array, lax
 
-# NumPyro clips log 0 to about -1.8e308: everything under this is an impossible event.
-LOG_ZERO = -1e300
+
+def log_zero(x: Array) -> float:
+    """Under this an event is impossible: NumPyro clips log 0 to the smallest float of its type."""
+    return 1e-8 * float(jnp.finfo(x.dtype).min)
 
 
 def log_sum_exp(x: Array, axis: int) -> Array:
     """log sum exp with finite derivatives of every order where all entries are -inf."""
     top = lax.stop_gradient(jnp.max(x, axis=axis))
-    top = jnp.where(top < LOG_ZERO, 0.0, top)
+    top = jnp.where(top < log_zero(top), 0.0, top)
     total = jnp.sum(jnp.exp(x - jnp.expand_dims(top, axis)), axis)
     alive = total != 0.0
     return jnp.where(alive, jnp.log(jnp.where(alive, total, 1.0)) + top, -jnp.inf)
@@ -43,7 +45,7 @@ def log_messages(log_trans: Array, log_emit: Array, active: Array | None):
         joint = log_table(log_trans, table, live) + (emit + message)[None]
         log_mass = log_sum_exp(joint, 1)
         top = jnp.max(log_mass, 0)
-        top = lax.stop_gradient(jnp.where(top < LOG_ZERO, 0.0, top))
+        top = lax.stop_gradient(jnp.where(top < log_zero(top), 0.0, top))
         return (log_mass - top, offset + top), message
 
     start = (jnp.zeros_like(log_emit[0]), jnp.zeros_like(log_emit[0, 0]))
@@ -67,7 +69,7 @@ def log_weights(log_trans: Array, log_emit: Array, active: Array | None, cotange
         message, (emit, table, live) = xs
         joint = log_table(log_trans, table, live) + (emit + message)[None]
         log_mass = log_sum_exp(joint, 1)
-        alive = log_mass > LOG_ZERO
+        alive = log_mass > log_zero(log_mass)
         ratio = jnp.exp(joint - jnp.where(alive, log_mass, 0.0)[:, None])
         pair = gamma[:, None] * jnp.where(alive[:, None], ratio, 0.0)
         gamma = jnp.sum(pair, 0)
@@ -86,8 +88,8 @@ def reachable(log_trans: Array, log_emit: Array, active: Array | None) -> Array:
 
     def step(alive, xs):
         emit, table, live = xs
-        possible = log_table(log_trans, table, live) > LOG_ZERO
-        alive = jnp.any(possible & ((emit > LOG_ZERO) & alive)[None], 1)
+        possible = log_table(log_trans, table, live) > log_zero(emit)
+        alive = jnp.any(possible & ((emit > log_zero(emit)) & alive)[None], 1)
         return alive, alive
 
     start = jnp.ones(log_emit.shape[1:], bool)

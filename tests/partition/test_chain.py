@@ -243,6 +243,16 @@ def test_not_a_number_is_not_swallowed():
     assert np.isnan(chain_factor(log_trans, log_emit.at[2, 1].set(jnp.nan))).any()
 
 
+def test_single_precision_notices_its_own_underflow():
+    log_trans, log_emit = forced(60.0)
+    single = (log_trans.astype(jnp.float32), log_emit.astype(jnp.float32))
+    got, grads = jax.value_and_grad(lambda p: chain_factor(*p)[1])(single)
+    expected, plain = jax.value_and_grad(lambda p: chain_factor(*p)[1])((log_trans, log_emit))
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), grads, plain)
+
+
 def test_no_steps_give_zeros():
     value, back = jax.vjp(chain_factor, jnp.zeros((2, 2)), jnp.zeros((0, 2)))
     assert value.shape == (2,) and (np.asarray(value) == 0.0).all()
