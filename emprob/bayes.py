@@ -1,0 +1,380 @@
+"""Full Bayesian inference of the same program: NUTS on the parameters, latents integrated out.
+
+The kernel is NumPyro's (`numpyro.infer.hmc`), and its potential that of the whole program,
+
+    U(u) = -(log Z(params(u)) + log prior(params(u)) + log |d params / du|),
+
+with log Z the exact sum over the latents that EM climbs. The loop around it is ours, because the
+one of `numpyro.infer.MCMC` compiles again for every new data set: here the model is an argument of
+functions compiled once per structure.
+"""
+
+import functools
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import xarray as xr
+from jax import Array, lax
+from numpyro.infer.hmc import hmc
+
+from emprob import _arviz, start_point
+from emprob.chart import entry_labels
+from emprob.errors import ConvergenceWarning
+from emprob.keys import as_key
+from emprob.labels import LabelGroup, align_labels, symmetry
+from emprob.precision import to_numpy, working
+from emprob.start_point import Start, potential
+
+RHAT_LIMIT = 1.01
+CHUNK = 100  # transitions between two looks of the host
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is static about a run of NUTS; runs with equal settings share compiled code."""
+
+    num_warmup: int = 500
+    dense_mass: bool = True
+    target_accept: float = 0.8
+    max_tree_depth: int = 10
+
+
+class Draws(NamedTuple):
+    """What every transition leaves behind; leading axes (chain, draw) once they are joined."""
+
+    u: Array
+    num_steps: Array
+    diverging: Array
+    accept_prob: Array
+    potential: Array
+    energy: Array
+    step_size: Array
+
+
+# -- the result ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Bayes:
+    """Draws from the posterior of the parameters, and how far they can be trusted.
+
+    Attributes:
+        model: the bound model.
+        samples: by site, (chain, draw, *shape), constrained; parameters in program order, then the
+            deterministic sites that are functions of the parameters.
+        stats: by quantity, (chain, draw): lp (log-density in unconstrained space), diverging,
+            acceptance_rate, n_steps, energy, step_size.
+        seconds: 'compile', 'warmup', 'sample' and their sum 'total'.
+        num_gradients: gradients of the log-density over all chains, warm-up included.
+        groups: labels that can be exchanged, and were aligned across chains and draws.
+        settings: of the sampler.
+    """
+
+    model: Any
+    samples: dict[str, np.ndarray]
+    stats: dict[str, np.ndarray]
+    seconds: dict[str, float]
+    num_gradients: int
+    groups: tuple[LabelGroup, ...] = ()
+    settings: Settings = field(default_factory=Settings)
+
+    @property
+    def num_chains(self) -> int:
+        """Number of chains."""
+        return self.stats["diverging"].shape[0]
+
+    @property
+    def num_samples(self) -> int:
+        """Number of draws kept from each chain."""
+        return self.stats["diverging"].shape[1]
+
+    @property
+    def divergences(self) -> int:
+        """Number of draws, warm-up left out, at which the integrator diverged."""
+        return int(self.stats["diverging"].sum())
+
+    @functools.cached_property
+    def rhat(self) -> pd.Series:
+        """Rank-normalised split R-hat of every scalar; NaN with one chain."""
+        return self._diagnose(_arviz.rhat, "rhat")
+
+    @functools.cached_property
+    def ess(self) -> pd.Series:
+        """Bulk effective sample size of every scalar."""
+        return self._diagnose(_arviz.ess, "ess")
+
+    def _diagnose(self, function: Any, name: str) -> pd.Series:
+        parts = {k: function(v) for k, v in self.samples.items()}
+        return pd.Series(scalars(parts), name=name, dtype=float)
+
+    @property
+    def unreliable(self) -> list[str]:
+        """Names of the scalars whose R-hat is above 1.01 (constants are left out)."""
+        return list(self.rhat.index[self.rhat > RHAT_LIMIT])
+
+    def scalar_draws(self) -> dict[str, np.ndarray]:
+        """Draws of every scalar by its name ('mu[0]'), each (chain, draw)."""
+        return scalars(self.samples, lead=2)
+
+    def summary(self) -> pd.DataFrame:
+        """One row per scalar: mean, sd, quantiles, Monte Carlo error, ESS and R-hat."""
+        flat = {k: v.ravel() for k, v in self.scalar_draws().items()}
+        table = pd.DataFrame(
+            {
+                "mean": {k: v.mean() for k, v in flat.items()},
+                "sd": {k: v.std(ddof=1) for k, v in flat.items()},
+                "2.5%": {k: np.quantile(v, 0.025) for k, v in flat.items()},
+                "50%": {k: np.quantile(v, 0.5) for k, v in flat.items()},
+                "97.5%": {k: np.quantile(v, 0.975) for k, v in flat.items()},
+                "mcse": self._diagnose(_arviz.mcse, "mcse"),
+                "ess": self.ess,
+                "rhat": self.rhat,
+            },
+            index=list(flat),
+        )
+        table.index.name = "parameter"
+        return table
+
+    def to_arviz(self) -> xr.DataTree:
+        """The draws as a tree with posterior, sample_stats and observed_data."""
+        return _arviz.to_datatree(
+            self.samples,
+            sample_stats=self.stats,
+            observed_data=getattr(self.model.notes.value, "observed", None),
+            attrs={
+                "inference_library": "emprob",
+                "sampling_time": self.seconds["total"],
+                "num_gradients": self.num_gradients,
+            },
+        )
+
+    def __repr__(self) -> str:
+        worst = self.rhat.max()
+        return (
+            f"Bayes({self.num_chains} chains x {self.num_samples} draws, {len(self.rhat)} scalars, "
+            f"R-hat <= {worst:.3f}, ESS >= {self.ess.min():.0f}, "
+            f"{self.divergences} divergences, {self.seconds['total']:.1f} s)"
+        )
+
+    def _repr_html_(self) -> str:
+        return f"<p>{self!r}</p>{self.summary().to_html(float_format='{:.4g}'.format)}"
+
+
+def scalars(params: Mapping[str, Any], lead: int = 0) -> dict[str, Any]:
+    """Every scalar of arrays by site, (*lead, *shape), under its name: 'mu', 'A[0,1]'."""
+    out: dict[str, Any] = {}
+    for name, value in params.items():
+        value = np.asarray(value)
+        flat = value.reshape(*value.shape[:lead], -1)
+        labels = entry_labels(name, value.shape[lead:])
+        out.update((label, flat[..., i]) for i, label in enumerate(labels))
+    return out
+
+
+# -- the sampler --------------------------------------------------------------------------------
+
+
+def nuts(
+    model: Any,
+    *,
+    key: Any,
+    init: Any = None,
+    num_warmup: int = 500,
+    num_samples: int = 1000,
+    num_chains: int = 2,
+    progress: bool = True,
+    dense_mass: bool = True,
+    target_accept: float = 0.8,
+) -> Bayes:
+    """Sample the parameters' posterior by NUTS, the latents integrated out exactly.
+
+    The program's prior counts here even if the model was bound with `prior=False`. A
+    `numpyro.param` site has no prior: its density is flat on the constrained scale. The posterior
+    may then be improper; a direction that the data leave flat is refused, but an impropriety that
+    shows only far out (a mixture whose component may be empty) is not found.
+
+    Exchangeable labels of components are aligned across chains and draws, to `init` if it is
+    given, else to the draw of highest density.
+
+    Args:
+        model: made by `bind`.
+        key: an integer seed or a key of `jax.random`.
+        init: a `Fit`, or parameters by site (constrained): the chains start at draws from the
+            Gaussian approximation there, and its covariance is the first inverse mass matrix.
+            Without it: from the best of several random points each.
+        num_warmup: transitions of each chain that adapt step size and mass matrix.
+        num_samples: draws kept from each chain.
+        num_chains: chains, which take turns.
+        progress: show a bar that goes away.
+        dense_mass: adapt a full mass matrix, else its diagonal.
+        target_accept: acceptance probability that the step size is adapted to.
+
+    Returns:
+        The draws. Trouble is a warning, never an exception once there are draws.
+
+    Raises:
+        ModelError: the posterior is improper along a direction, or not finite at the start.
+
+    Warns:
+        ConvergenceWarning: divergent transitions, or an R-hat above 1.01.
+
+    Source: Hoffman and Gelman (2014), JMLR 15; NumPyro's iterative implementation, Phan, Pradhan
+    and Jankowiak (2019).
+    """
+    _check_counts(num_warmup=num_warmup, num_samples=num_samples, num_chains=num_chains)
+    settings = Settings(num_warmup, dense_mass, target_accept)
+    with working(model):
+        clock = {"compile": -time.perf_counter(), "warmup": 0.0, "sample": 0.0}
+        target = start_point.with_prior(model)
+        first, second = jax.random.split(as_key(key))
+        at = start_point.prepare(target, first, init, num_chains)
+        states = _compile(settings, target, at, jax.random.split(second, num_chains))
+        clock["compile"] += time.perf_counter()
+        draws = _run(settings, target, states, num_samples, clock, progress)
+        bayes = _result(settings, target, at, draws, clock)
+    _warn(bayes)
+    return bayes
+
+
+def _check_counts(**counts: int) -> None:
+    for name, value in counts.items():
+        least = 0 if name == "num_warmup" else 1
+        if not isinstance(value, int | np.integer) or value < least:
+            raise ValueError(f"{name}: expected an integer, {least} or more, got {value!r}.")
+
+
+@functools.cache
+def _kernel(settings: Settings) -> tuple[Any, Any]:
+    def potential_of(model: Any) -> Any:
+        return functools.partial(potential, model)
+
+    return hmc(potential_fn_gen=potential_of, algo="NUTS")
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _begin(settings: Settings, model: Any, chains: Array, covariance: Array, keys: Array) -> Any:
+    """The state of every chain before its first transition."""
+    init, _ = _kernel(settings)
+    inverse_mass = covariance if settings.dense_mass else jnp.diagonal(covariance)
+
+    def one(u: Array, key: Array) -> Any:
+        return init(
+            u, settings.num_warmup, inverse_mass_matrix=inverse_mass, step_size=0.5,
+            dense_mass=settings.dense_mass, target_accept_prob=settings.target_accept,
+            max_tree_depth=settings.max_tree_depth, model_args=(model,), rng_key=key,
+        )  # fmt: skip
+
+    return lax.map(lambda x: one(*x), (chains, keys))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _advance(settings: Settings, model: Any, states: Any, count: Array) -> Any:
+    """`count` <= CHUNK transitions of every chain, one chain after the other.
+
+    Under vmap every chain would wait for the longest trajectory, at every transition.
+    """
+    _, sample = _kernel(settings)
+
+    def one(state: Any) -> tuple[Any, Draws]:
+        empty = jax.tree.map(lambda x: jnp.zeros((CHUNK, *x.shape), x.dtype), _look(state))
+
+        def step(i: Array, carry: tuple[Any, Draws]) -> tuple[Any, Draws]:
+            state, draws = carry
+            state = sample(state, (model,))
+            return state, jax.tree.map(lambda all_, x: all_.at[i].set(x), draws, _look(state))
+
+        return lax.fori_loop(0, count, step, (state, empty))
+
+    return lax.map(one, states)
+
+
+def _look(state: Any) -> Draws:
+    return Draws(
+        state.z, state.num_steps, state.diverging, state.accept_prob, state.potential_energy,
+        state.energy, state.adapt_state.step_size,
+    )  # fmt: skip
+
+
+def _compile(settings: Settings, model: Any, at: Start, keys: Array) -> Any:
+    """Start the chains, and take no transition: what that costs is compiling."""
+    states = _begin(settings, model, at.chains, at.covariance, keys)
+    return jax.block_until_ready(_advance(settings, model, states, jnp.asarray(0)))[0]
+
+
+def _run(settings, model, states, num_samples: int, clock: dict, progress: bool) -> Draws:
+    """All transitions, warm-up included, as NumPy arrays (chain, draw, ...)."""
+    parts: list[Draws] = []
+    for phase, count in _schedule(settings.num_warmup, num_samples, progress):
+        begun = time.perf_counter()
+        states, draws = _advance(settings, model, states, jnp.asarray(count))
+        parts.append(Draws(*[np.asarray(x)[:, :count] for x in draws]))
+        clock[phase] += time.perf_counter() - begun
+    clock["total"] = sum(clock.values())
+    return Draws(*[np.concatenate(x, 1) for x in zip(*parts)])
+
+
+def _schedule(num_warmup: int, num_samples: int, progress: bool) -> Iterator[tuple[str, int]]:
+    from tqdm.auto import tqdm
+
+    total = num_warmup + num_samples
+    with tqdm(
+        total=total, desc="NUTS", disable=not progress, leave=False, delay=1.0, mininterval=0.2
+    ) as bar:
+        for phase, length in (("warmup", num_warmup), ("sample", num_samples)):
+            for begin in range(0, length, CHUNK):
+                count = min(CHUNK, length - begin)
+                yield phase, count
+                bar.update(count)
+
+
+@jax.jit
+def _constrain(model: Any, u: Array) -> dict[str, Array]:
+    return jax.vmap(lambda row: model.constrain(start_point.unravel(model, row)))(u)
+
+
+@jax.jit
+def _deterministics(model: Any, params: Mapping[str, Array]) -> dict[str, Array]:
+    return lax.map(model.deterministics, params)
+
+
+def _result(settings, model, at: Start, draws: Draws, clock: dict) -> Bayes:
+    """Constrain, align the labels, and only then evaluate the deterministic sites."""
+    kept = jax.tree.map(lambda x: x[:, settings.num_warmup :], draws)
+    chains, count, size = kept.u.shape
+    flat = to_numpy(_constrain(model, jnp.asarray(kept.u.reshape(-1, size))))
+    flat = {k: flat[k] for k in model.params}
+    groups = symmetry(model, at.params)
+    best = int(np.argmin(kept.potential))
+    reference = at.params if at.informed else {k: v[best] for k, v in flat.items()}
+    flat = align_labels(reference, flat, groups)
+    functions = to_numpy(_deterministics(model, {k: jnp.asarray(v) for k, v in flat.items()}))
+    samples = {k: v.reshape(chains, count, *v.shape[1:]) for k, v in {**flat, **functions}.items()}
+    stats = {
+        "lp": -kept.potential, "diverging": kept.diverging, "acceptance_rate": kept.accept_prob,
+        "n_steps": kept.num_steps, "energy": kept.energy, "step_size": kept.step_size,
+    }  # fmt: skip
+    return Bayes(model, samples, stats, clock, int(draws.num_steps.sum()), groups, settings)
+
+
+def _warn(bayes: Bayes) -> None:
+    problems = []
+    if bayes.divergences:
+        problems.append(f"{bayes.divergences} divergent transitions (raise target_accept)")
+    if bayes.unreliable:
+        names = ", ".join(bayes.unreliable[:5]) + (" ..." if len(bayes.unreliable) > 5 else "")
+        problems.append(
+            f"R-hat above {RHAT_LIMIT} (up to {bayes.rhat.max():.3f}) for {names} (draw more)"
+        )
+    if problems:
+        warnings.warn(
+            f"NUTS has not converged: {'; '.join(problems)}. Do not take these draws as the truth.",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
