@@ -285,12 +285,13 @@ def hmmlearn_model(rng, num_states):
     return model
 
 
-def test_hmmlearn_score_and_posteriors_with_lengths():
+@pytest.mark.parametrize("num_states", [3, 6])
+def test_hmmlearn_score_and_posteriors_with_lengths(num_states):
     rng = np.random.default_rng(11)
-    model = hmmlearn_model(rng, 3)
+    model = hmmlearn_model(rng, num_states)
     lengths = [40, 17, 29]
     data = rng.normal(size=(sum(lengths), 1)) * 2.0
-    emit = np.zeros((max(lengths), 3, len(lengths)))
+    emit = np.zeros((max(lengths), num_states, len(lengths)))
     for b, part in enumerate(np.split(data, np.cumsum(lengths)[:-1])):
         emit[: len(part), :, b] = model._compute_log_likelihood(part)
     active = np.arange(max(lengths))[:, None] < np.array(lengths)
