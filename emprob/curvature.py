@@ -1,0 +1,339 @@
+"""The observed information at an optimum, and what the data do not determine.
+
+The information is minus the Hessian of the objective in the coordinates of `chart.py`. Second
+derivatives at a stationary point are those of any chart, so the delta method carries them to the
+user's scale. It is scaled to unit diagonal before its rank is judged: a direction with no
+information gets NaN and a name, never a large number.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+from jax import Array, lax
+
+from emprob import chart
+
+MAX_COORDINATES = 2000
+MAX_BATCH_CELLS = 4_000_000  # columns of the Hessian that are formed together: memory
+NO_INFORMATION = 1e-13  # relative to the objective: the rounding error of a second derivative
+SMALLEST, LARGEST = 1e-8, 1e-6  # limits of the tolerance on relative eigenvalues
+ALIGNED = 1e-4  # an output that leans this much on an undetermined direction is undetermined
+
+
+class TooManyParameters(ValueError):
+    """The information matrix would be too large to form."""
+
+
+@dataclass(frozen=True, eq=False)
+class UncertaintyReport:
+    """What the curvature at an optimum says.
+
+    Attributes:
+        labels: of the P free coordinates: log of a positive entry, log-odds of one in an interval,
+            log-ratio of a probability to the largest of its row; 'Sigma~[0]' where a coordinate
+            is not an entry's own.
+        information: (P, P), minus the Hessian of the objective over them.
+        eigenvalues: (P,), ascending, of the information scaled to unit diagonal, relative to the
+            largest.
+        null_directions: along which the objective is flat, in words: '0.707 a -0.707 b'.
+        negative_directions: along which it curves upwards: not a maximum.
+        null_vectors: the null directions as coefficients by label, unit length.
+        boundary: entries at the boundary of their support, held fixed; they have no SE.
+        score_norm: sqrt(g' I^-1 g), distance to the optimum in standard errors, over what is
+            determined.
+        free: (F,) bool, which of all coordinates are free.
+        score: (F,) gradient of the objective over all coordinates.
+    """
+
+    labels: tuple[str, ...]
+    information: np.ndarray
+    eigenvalues: np.ndarray
+    null_directions: tuple[str, ...]
+    negative_directions: tuple[str, ...]
+    null_vectors: tuple[dict[str, float], ...]
+    boundary: tuple[str, ...]
+    score_norm: float
+    free: np.ndarray
+    score: np.ndarray
+
+    @property
+    def identified(self) -> bool:
+        """Whether the objective has a strict maximum over the free coordinates."""
+        return not self.null_directions and not self.negative_directions
+
+    def describe(self) -> str:
+        """Sentences; empty if there is nothing to say."""
+        parts = []
+        if self.null_directions:
+            flat = "; ".join(self.null_directions)
+            parts.append(f"the data do not determine the direction {flat}")
+        if self.negative_directions:
+            up = "; ".join(self.negative_directions)
+            parts.append(f"the objective curves upwards along {up}")
+        if self.boundary:
+            shown = ", ".join(self.boundary[:8]) + (", ..." if len(self.boundary) > 8 else "")
+            parts.append(f"at the boundary, held fixed: {shown}")
+        return ". ".join(p[0].upper() + p[1:] for p in parts) + ("." if parts else "")
+
+    def covariance_of(self, jacobian: np.ndarray, middle: np.ndarray | None = None) -> np.ndarray:
+        """Delta method: covariance of outputs with a given Jacobian in all coordinates.
+
+        Args:
+            jacobian: (M, F).
+            middle: (P, P) outer product of the scores, for the sandwich; None: the information.
+
+        Returns:
+            (M, M); NaN in rows and columns of outputs that the data do not determine.
+        """
+        system = _decompose(self.information, _tolerance(self))
+        rows = jacobian[:, self.free] / system.scale
+        loose = system.vectors[:, ~system.determined]
+        length = np.linalg.norm(rows, axis=1)
+        unknown = np.linalg.norm(rows @ loose, axis=1) > ALIGNED * np.maximum(length, 1e-300)
+        kept, values = system.vectors[:, system.determined], system.values[system.determined]
+        if middle is None:
+            half = (rows @ kept) / np.sqrt(values)
+            out = half @ half.T
+        else:
+            bread = (rows @ kept) / values @ kept.T / system.scale
+            out = bread @ middle @ bread.T
+        out[unknown, :] = np.nan
+        out[:, unknown] = np.nan
+        return out
+
+    def square_root(self) -> np.ndarray:
+        """(F, P') with B B' = covariance of all coordinates; zero along what is not determined."""
+        system = _decompose(self.information, _tolerance(self))
+        kept, values = system.vectors[:, system.determined], system.values[system.determined]
+        root = np.zeros((len(self.free), len(values)))
+        root[self.free] = kept / np.sqrt(values) / system.scale[:, None]
+        return root
+
+
+class _System(NamedTuple):
+    """Eigen-decomposition of an information matrix scaled to unit diagonal."""
+
+    scale: np.ndarray
+    values: np.ndarray
+    vectors: np.ndarray
+    determined: np.ndarray
+
+
+def _decompose(information: np.ndarray, tolerance: float) -> _System:
+    diagonal = np.abs(np.diag(information))
+    scale = np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
+    values, vectors = np.linalg.eigh(information / scale / scale[:, None])
+    largest = max(values.max(initial=0.0), 1e-300)
+    return _System(scale, values, vectors, values > tolerance * largest)
+
+
+def _tolerance(report: UncertaintyReport) -> float:
+    return _tolerance_of(report.score_norm)
+
+
+def _tolerance_of(score_norm: float) -> float:
+    # A flat direction that is curved (a * b) has an eigenvalue as large as the score that is left.
+    return float(np.clip(0.1 * score_norm, SMALLEST, LARGEST))
+
+
+# -- derivatives --------------------------------------------------------------------------------
+
+
+def in_double(model: Any) -> Any:
+    """The same model with float64 arrays: second derivatives in single precision say nothing."""
+
+    def cast(x: Any) -> Any:
+        x = jnp.asarray(x)
+        return x.astype(jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return jax.tree.map(cast, model)
+
+
+def flatten(model: Any, by_site: Mapping[str, Array]) -> Array:
+    """Coordinates by site as one vector (F,), the program's order."""
+    return jnp.concatenate([jnp.ravel(by_site[n]) for n in model.params])
+
+
+def unflatten(model: Any, flat: Array, like: Mapping[str, Array]) -> dict[str, Array]:
+    """The inverse of `flatten`; `like` has the shapes."""
+    out, start = {}, 0
+    for name in model.params:
+        size = like[name].size
+        out[name] = flat[start : start + size].reshape(like[name].shape)
+        start += size
+    return out
+
+
+@jax.jit
+def coordinates_of(model: Any, params: Mapping[str, Array]) -> dict[str, Array]:
+    """Coordinates by site of constrained values by site."""
+    return chart.to_coordinates(model.data.transforms, params)
+
+
+@partial(jax.jit, static_argnames="batch")
+def _curvature(model: Any, coordinates: Mapping[str, Array], batch: int):
+    """Objective, its gradient (F,) and Hessian (F, F), forward over reverse, columns in batches."""
+
+    def objective(flat: Array) -> Array:
+        w = unflatten(model, flat, coordinates)
+        return model.objective(chart.from_coordinates(model.data.transforms, w))
+
+    point = flatten(model, coordinates)
+    value, score = jax.value_and_grad(objective)(point)
+    column = lambda e: jax.jvp(jax.grad(objective), (point,), (e,))[1]  # noqa: E731
+    basis = jnp.eye(point.size)
+    if batch >= point.size:
+        return value, score, jax.vmap(column)(basis)
+    return value, score, lax.map(column, basis, batch_size=batch)
+
+
+@jax.jit
+def outputs_jacobian(model: Any, coordinates: Mapping[str, Array]):
+    """Constrained parameters and deterministics, each with its Jacobian (M, F)."""
+
+    def outputs(flat: Array) -> dict[str, dict[str, Array]]:
+        w = unflatten(model, flat, coordinates)
+        params = chart.from_coordinates(model.data.transforms, w)
+        found = model.deterministics(params)
+        return {"params": params, "deterministics": {k: v + 0.0 for k, v in found.items()}}
+
+    point = flatten(model, coordinates)
+    return outputs(point), jax.jacfwd(outputs)(point)
+
+
+def _batch(model: Any, params: Mapping[str, Array], size: int) -> int:
+    out = jax.eval_shape(lambda m, p: [t.natural for t in m.evaluate(p).terms.values()],
+                         model, params)  # fmt: skip
+    cells = sum(int(np.prod(x.shape)) for x in out) + 1
+    return int(np.clip(MAX_BATCH_CELLS // cells, 1, size))
+
+
+# -- the report ---------------------------------------------------------------------------------
+
+
+def information(model: Any, params: Mapping[str, Any]) -> UncertaintyReport:
+    """Observed information at an optimum, in float64.
+
+    Args:
+        model: a bound model.
+        params: by site, constrained: a stationary point of the objective.
+
+    Raises:
+        TooManyParameters: more than 2000 coordinates.
+    """
+    with jax.enable_x64(True):
+        model, values = in_double(model), as_arrays(params)
+        w = coordinates_of(model, values)
+        size = sum(x.size for x in w.values())
+        _check_size(size)
+        value, score, hessian = map(np.asarray, _curvature(model, w, _batch(model, values, size)))
+        return _report(_layout(model, values, w), float(value), score, -0.5 * (hessian + hessian.T))
+
+
+def as_arrays(params: Mapping[str, Any]) -> dict[str, Array]:
+    """Values by site as float64 arrays; call inside `jax.enable_x64(True)`."""
+    return {k: jnp.asarray(v, jnp.float64) for k, v in params.items()}
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_COORDINATES:
+        raise TooManyParameters(
+            f"the model has {size} free coordinates, and the information matrix is formed up to "
+            f"{MAX_COORDINATES}. Standard errors are not available; fix or pool parameters, or "
+            "make the effects latent."
+        )
+
+
+class _Layout(NamedTuple):
+    """All F coordinates: names, magnitudes, which are at a boundary, which rows are simplexes."""
+
+    labels: list[str]
+    value: np.ndarray
+    hard: np.ndarray  # at the end of an interval
+    soft: np.ndarray  # near the end of a half-line: at the boundary if it carries no information
+    reference: np.ndarray  # the largest entry of each simplex row
+
+
+def _layout(model: Any, params: Mapping[str, Array], w: Mapping[str, Array]) -> _Layout:
+    labels, parts = [], []
+    for name in model.params:
+        value, x = np.asarray(params[name]), np.asarray(w[name])
+        labels += chart.coordinate_labels(name, value.shape, x.shape)
+        parts.append([p.ravel() for p in (x, *_site_marks(model.data.transforms[name], value, x))])
+    return _Layout(labels, *(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def _site_marks(transform: Any, value: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, ...]:
+    none = np.zeros(x.shape, bool)
+    if chart.is_simplex(transform):
+        largest = np.arange(value.shape[-1]) == value.argmax(-1)[..., None]
+        zero = value < chart.BOUNDARY
+        alone = (zero | largest).all(-1, keepdims=True)
+        return zero | (alone & largest), none, largest & ~alone
+    if value.shape != x.shape:
+        return none, none, none
+    limits = chart.bounds(transform, value.shape)
+    near = chart.at_bound(value, limits)
+    interval = np.isfinite(limits.low) & np.isfinite(limits.high)
+    return near & interval, near & ~interval, none
+
+
+def _report(layout: _Layout, value: float, score: np.ndarray, full: np.ndarray):
+    flat = np.abs(np.diag(full)) * (1 + layout.value**2) < NO_INFORMATION * (1 + abs(value))
+    edge = layout.hard | (layout.soft & (np.abs(np.diag(full)) < 1e-6))
+    free = ~(edge | layout.reference)
+    matrix = np.where(flat | flat[:, None], 0.0, full)[np.ix_(free, free)]
+    labels = tuple(label for label, f in zip(layout.labels, free, strict=True) if f)
+    score_norm = _decrement(matrix, score[free])
+    system = _decompose(matrix, _tolerance_of(score_norm))
+    largest = max(system.values.max(initial=0.0), 1e-300)
+    relative = system.values / largest
+    limit = _tolerance_of(score_norm)
+    negative = relative < -limit
+    null = _directions(system, labels, ~system.determined & ~negative)
+    return UncertaintyReport(
+        labels=labels,
+        information=matrix,
+        eigenvalues=relative,
+        null_directions=tuple(map(_in_words, null)),
+        negative_directions=tuple(map(_in_words, _directions(system, labels, negative))),
+        null_vectors=null,
+        boundary=tuple(label for label, e in zip(layout.labels, edge, strict=True) if e),
+        score_norm=score_norm,
+        free=free,
+        score=score,
+    )
+
+
+def _decrement(matrix: np.ndarray, score: np.ndarray) -> float:
+    system = _decompose(matrix, LARGEST)
+    along = (score / system.scale) @ system.vectors[:, system.determined]
+    return float(np.sqrt(np.sum(along**2 / system.values[system.determined])))
+
+
+def _directions(system: _System, labels, which: np.ndarray) -> tuple[dict[str, float], ...]:
+    """Eigenvectors in the coordinates' own units, combined so that few labels stand in each."""
+    if not which.any():
+        return ()
+    basis = system.vectors[:, which]
+    if which.sum() > 1:
+        pivots = scipy.linalg.qr(basis.T, mode="r", pivoting=True)[1][: which.sum()]
+        basis = basis @ np.linalg.inv(basis[pivots])
+    out = []
+    for scaled in basis.T:
+        shown = np.flatnonzero(np.abs(scaled) > ALIGNED * np.abs(scaled).max())
+        vector = scaled / system.scale
+        vector = vector / np.linalg.norm(vector[shown]) * np.sign(vector[shown[0]])
+        out.append({labels[i]: float(vector[i]) for i in shown})
+    return tuple(out)
+
+
+def _in_words(coefficients: Mapping[str, float]) -> str:
+    terms = [f"{c:+.3g} {label}" for label, c in coefficients.items()]
+    return " ".join(terms).removeprefix("+")

@@ -1,0 +1,209 @@
+"""Draws from a fit: parameters, latents, and replicates of the data.
+
+Parameters come from the Gaussian approximation at the optimum, in the coordinates of `chart.py`,
+mapped back to their supports; latents from their exact posterior at each draw; data from the
+program itself, with its observed values hidden.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from numpyro import handlers
+from numpyro.distributions.distribution import Unit
+from numpyro.primitives import Messenger
+from scipy.special import ndtri
+from scipy.stats import qmc
+
+from emprob import chart
+from emprob.curvature import (
+    UncertaintyReport,
+    as_arrays,
+    coordinates_of,
+    flatten,
+    in_double,
+    unflatten,
+)
+
+BATCH = 16  # replicates that are formed together: memory
+
+
+# -- parameters and latents ---------------------------------------------------------------------
+
+
+@jax.jit
+def _params_at(model: Any, coordinates: Mapping[str, Array], moves: Array) -> dict[str, Array]:
+    point = flatten(model, coordinates)
+
+    def one(move: Array) -> dict[str, Array]:
+        w = unflatten(model, point + move, coordinates)
+        return chart.from_coordinates(model.data.transforms, w)
+
+    return jax.vmap(one)(moves)
+
+
+def params_at(
+    model: Any, params: Mapping[str, Any], report: UncertaintyReport, normals: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Draws of the parameters from standard normals, (n, P') -> (n, *shape) by site.
+
+    Entries at a boundary, and directions that the data do not determine, keep their estimates.
+    """
+    root = report.square_root()
+    with jax.enable_x64(True):
+        model = in_double(model)
+        w = coordinates_of(model, as_arrays(params))
+        out = _params_at(model, w, jnp.asarray(normals @ root.T))
+        return {k: np.asarray(out[k]) for k in model.params}
+
+
+def spread_normals(num: int, dim: int) -> np.ndarray:
+    """Standard normals (num, dim) without randomness: a Sobol' sequence, centred and whitened."""
+    if dim == 0:
+        return np.zeros((num, 0))
+    power = max(int(np.ceil(np.log2(max(num, 2)))), 1)
+    u = qmc.Sobol(dim, scramble=False).random_base2(power)[:num]
+    x = ndtri(u + 0.5 ** (power + 1))
+    x = x - x.mean(0)
+    if num > 2 * dim:
+        x = x @ np.linalg.inv(np.linalg.cholesky(x.T @ x / num)).T
+    return x
+
+
+@jax.jit
+def _latents_at(model: Any, params: Mapping[str, Array], keys: Array) -> dict[str, Array]:
+    from emprob.posterior import _draws
+
+    def one(inputs: tuple) -> dict[str, Array]:
+        return {k: v[0] for k, v in _draws(model, *inputs, 1).items()}
+
+    return lax.map(one, (dict(params), keys))
+
+
+def latents_at(
+    model: Any, params: Mapping[str, np.ndarray], values: Mapping[str, np.ndarray], key: Array
+) -> dict[str, np.ndarray]:
+    """One exact draw of all latents at each draw of the parameters, (n, ...) by site.
+
+    Args:
+        model: a bound model.
+        params: draws by site, (n, *shape), constrained.
+        values: of each latent, (K,).
+        key: for all draws.
+    """
+    with jax.enable_x64(True):
+        num = len(next(iter(params.values())))
+        keys = jax.random.split(key, num)
+        index = _latents_at(in_double(model), as_arrays(params), keys)
+        return {k: values[k][np.asarray(index[k])] for k in model.latents}
+
+
+# -- replicates of the data ---------------------------------------------------------------------
+
+
+class Unobserve(Messenger):
+    """Replace the observed values of a program by draws, inside its scans too."""
+
+    def __init__(self):
+        super().__init__(None)
+        self.dtypes: dict[str, Any] = {}
+
+    def process_message(self, msg: dict) -> None:
+        if msg["type"] == "control_flow":
+            body, *rest = msg["args"]
+            msg["args"] = (partial(self._inside, body), *rest)
+        elif msg["type"] == "sample" and msg["is_observed"] and not _is_factor(msg):
+            self.dtypes[msg["name"]] = jnp.asarray(msg["value"]).dtype
+            msg["is_observed"], msg["value"] = False, None
+
+    def postprocess_message(self, msg: dict) -> None:
+        dtype = self.dtypes.get(msg.get("name"))
+        if msg["type"] == "sample" and dtype is not None and msg["value"].dtype != dtype:
+            msg["value"] = msg["value"].astype(dtype)  # as the data, for a carry
+
+    def _inside(self, body: Callable, *args: Any) -> Any:
+        inner = Unobserve()
+        inner.dtypes = self.dtypes
+        with inner:
+            return body(*args)
+
+
+def _is_factor(msg: Mapping) -> bool:
+    fn = msg["fn"]
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return isinstance(fn, Unit)
+
+
+def replicate(
+    program: Callable, args: tuple, kwargs: Mapping, values: Mapping[str, Array], key: Array,
+    hidden: frozenset[str],
+) -> dict[str, Array]:  # fmt: skip
+    """One replicate of every observed site; latents are drawn anew from their laws."""
+    with (
+        handlers.trace() as trace,
+        handlers.seed(rng_seed=key),
+        handlers.substitute(data=dict(values)),
+        Unobserve(),
+    ):
+        program(*args, **kwargs)
+    return {
+        name: site["value"]
+        for name, site in trace.items()
+        if site["type"] == "sample" and name not in hidden and not _is_factor(site)
+    }
+
+
+@partial(jax.jit, static_argnames=("program", "treedef", "static", "hidden"))
+def _replicates(program, treedef, static, leaves, fixed, values, keys, hidden):
+    from emprob.model import arguments
+
+    args, kwargs = arguments(treedef, static, leaves)
+    one = lambda x: replicate(program, args, kwargs, {**fixed, **x[0]}, x[1], hidden)  # noqa: E731
+    return lax.map(one, (values, keys), batch_size=min(BATCH, keys.shape[0]))
+
+
+def replicates(
+    model: Any, draws: Mapping[str, np.ndarray], key: Array, args: tuple | None, kwargs: Mapping
+) -> dict[str, np.ndarray]:
+    """One replicate of the data for each draw of the parameters.
+
+    Args:
+        model: a bound model.
+        draws: by parameter, (n, *shape), constrained.
+        key: for all draws.
+        args: new arguments of the program; None: those of the fit.
+        kwargs: that go with them.
+
+    Returns:
+        By observed site, (n, *shape).
+    """
+    s = model.structure
+    hidden = frozenset(n for n, role in s.roles if role != "partial")
+    with jax.enable_x64(True):
+        keys = jax.random.split(key, len(next(iter(draws.values()))))
+        values = as_arrays(draws)
+        bound = (s.treedef, s.static, model.data.leaves)
+        for treedef, static, leaves in [bound] if args is None else _split(args, kwargs):
+            try:
+                out = _replicates(
+                    s.program, treedef, static, leaves, model.data.fixed, values, keys, hidden
+                )
+                return {k: np.asarray(v) for k, v in out.items()}
+            except jax.errors.ConcretizationTypeError as error:
+                trouble = error
+        raise trouble
+
+
+def _split(args: tuple, kwargs: Mapping) -> list:
+    """New arguments as arrays, or, where the program reads them while tracing, as constants."""
+    from emprob.bind import split
+    from emprob.validate import prepare
+
+    args = tuple(prepare(f"argument {i}", a).value for i, a in enumerate(args))
+    kwargs = {k: prepare(k, v).value for k, v in kwargs.items()}
+    return [split(args, kwargs, frozen) for frozen in (False, True)]
