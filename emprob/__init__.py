@@ -1,3 +1,56 @@
 """EM and MAP for NumPyro programs with latent variables, beside full Bayesian inference."""
 
+from emprob.accelerate import Squarem
+from emprob.auto import Auto
+from emprob.bind import bind
+from emprob.em import EM
+from emprob.errors import (
+    CheckpointError,
+    ConvergenceWarning,
+    DataError,
+    DegeneracyWarning,
+    FitError,
+    IdentifiabilityWarning,
+    ModelError,
+    PrecisionWarning,
+)
+from emprob.estep.enumerate import Enumerate
+from emprob.fit import fit, steps
+from emprob.map import MAP
+from emprob.model import LatentModel
+from emprob.mstep.closed_form import ClosedForm
+from emprob.mstep.gradient import Gradient
+from emprob.mstep.newton import Newton
+from emprob.result import Fit, load
+from emprob.types import Info, Posterior, State, Status
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "EM",
+    "MAP",
+    "Auto",
+    "CheckpointError",
+    "ClosedForm",
+    "ConvergenceWarning",
+    "DataError",
+    "DegeneracyWarning",
+    "Enumerate",
+    "Fit",
+    "FitError",
+    "Gradient",
+    "IdentifiabilityWarning",
+    "Info",
+    "LatentModel",
+    "ModelError",
+    "Newton",
+    "Posterior",
+    "PrecisionWarning",
+    "Squarem",
+    "State",
+    "Status",
+    "bind",
+    "fit",
+    "load",
+    "steps",
+]

@@ -1,20 +1,18 @@
 """Full Bayesian inference of the same program: NUTS on the parameters, latents integrated out.
 
-The kernel is NumPyro's (`numpyro.infer.hmc`), and its potential that of the whole program,
+The potential is that of the whole program,
 
     U(u) = -(log Z(params(u)) + log prior(params(u)) + log |d params / du|),
 
-with log Z the exact sum over the latents that EM climbs. The loop around it is ours, because the
-one of `numpyro.infer.MCMC` compiles again for every new data set: here the model is an argument of
-functions compiled once per structure.
+with log Z the exact sum over the latents that EM climbs. The kernel is NumPyro's (`sampler.py`).
 """
 
 import functools
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,40 +20,17 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 from jax import Array, lax
-from numpyro.infer.hmc import hmc
 
 from emprob import _arviz, start_point
 from emprob.chart import entry_labels
 from emprob.errors import ConvergenceWarning
 from emprob.keys import as_key
-from emprob.labels import LabelGroup, align_labels, symmetry
+from emprob.labels import LabelGroup, align_labels, apply_labels, find_labels, symmetry
 from emprob.precision import to_numpy, working
-from emprob.start_point import Start, potential
+from emprob.sampler import Draws, Settings, ready, transitions
+from emprob.start_point import Start
 
 RHAT_LIMIT = 1.01
-CHUNK = 100  # transitions between two looks of the host
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is static about a run of NUTS; runs with equal settings share compiled code."""
-
-    num_warmup: int = 500
-    dense_mass: bool = True
-    target_accept: float = 0.8
-    max_tree_depth: int = 10
-
-
-class Draws(NamedTuple):
-    """What every transition leaves behind; leading axes (chain, draw) once they are joined."""
-
-    u: Array
-    num_steps: Array
-    diverging: Array
-    accept_prob: Array
-    potential: Array
-    energy: Array
-    step_size: Array
 
 
 # -- the result ---------------------------------------------------------------------------------
@@ -123,6 +98,25 @@ class Bayes:
         """Draws of every scalar by its name ('mu[0]'), each (chain, draw)."""
         return scalars(self.samples, lead=2)
 
+    def aligned(
+        self, reference: Mapping[str, Any], groups: Sequence[LabelGroup] | None = None
+    ) -> "Bayes":
+        """The same draws with the labels of components put in the order of a reference.
+
+        Args:
+            reference: parameters by site, constrained.
+            groups: of exchangeable labels; None: those found when sampling.
+        """
+        groups = self.groups if groups is None else tuple(groups)
+        params = {k: self.samples[k] for k in self.model.params}
+        orders = find_labels(reference, params, groups)
+        if all((o == np.arange(o.shape[-1])).all() for o in orders):
+            return self
+        params = apply_labels(params, groups, orders)
+        with working(self.model):
+            samples = _with_deterministics(self.model, params)
+        return replace(self, samples=samples, groups=groups)
+
     def summary(self) -> pd.DataFrame:
         """One row per scalar: mean, sd, quantiles, Monte Carlo error, ESS and R-hat."""
         flat = {k: v.ravel() for k, v in self.scalar_draws().items()}
@@ -176,9 +170,6 @@ def scalars(params: Mapping[str, Any], lead: int = 0) -> dict[str, Any]:
         labels = entry_labels(name, value.shape[lead:])
         out.update((label, flat[..., i]) for i, label in enumerate(labels))
     return out
-
-
-# -- the sampler --------------------------------------------------------------------------------
 
 
 def nuts(
@@ -235,9 +226,11 @@ def nuts(
         target = start_point.with_prior(model)
         first, second = jax.random.split(as_key(key))
         at = start_point.prepare(target, first, init, num_chains)
-        states = _compile(settings, target, at, jax.random.split(second, num_chains))
+        states = ready(
+            settings, target, at.chains, at.covariance, jax.random.split(second, num_chains)
+        )
         clock["compile"] += time.perf_counter()
-        draws = _run(settings, target, states, num_samples, clock, progress)
+        draws = transitions(settings, target, states, num_samples, clock, progress)
         bayes = _result(settings, target, at, draws, clock)
     _warn(bayes)
     return bayes
@@ -250,90 +243,6 @@ def _check_counts(**counts: int) -> None:
             raise ValueError(f"{name}: expected an integer, {least} or more, got {value!r}.")
 
 
-@functools.cache
-def _kernel(settings: Settings) -> tuple[Any, Any]:
-    def potential_of(model: Any) -> Any:
-        return functools.partial(potential, model)
-
-    return hmc(potential_fn_gen=potential_of, algo="NUTS")
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _begin(settings: Settings, model: Any, chains: Array, covariance: Array, keys: Array) -> Any:
-    """The state of every chain before its first transition."""
-    init, _ = _kernel(settings)
-    inverse_mass = covariance if settings.dense_mass else jnp.diagonal(covariance)
-
-    def one(u: Array, key: Array) -> Any:
-        return init(
-            u, settings.num_warmup, inverse_mass_matrix=inverse_mass, step_size=0.5,
-            dense_mass=settings.dense_mass, target_accept_prob=settings.target_accept,
-            max_tree_depth=settings.max_tree_depth, model_args=(model,), rng_key=key,
-        )  # fmt: skip
-
-    return lax.map(lambda x: one(*x), (chains, keys))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _advance(settings: Settings, model: Any, states: Any, count: Array) -> Any:
-    """`count` <= CHUNK transitions of every chain, one chain after the other.
-
-    Under vmap every chain would wait for the longest trajectory, at every transition.
-    """
-    _, sample = _kernel(settings)
-
-    def one(state: Any) -> tuple[Any, Draws]:
-        empty = jax.tree.map(lambda x: jnp.zeros((CHUNK, *x.shape), x.dtype), _look(state))
-
-        def step(i: Array, carry: tuple[Any, Draws]) -> tuple[Any, Draws]:
-            state, draws = carry
-            state = sample(state, (model,))
-            return state, jax.tree.map(lambda all_, x: all_.at[i].set(x), draws, _look(state))
-
-        return lax.fori_loop(0, count, step, (state, empty))
-
-    return lax.map(one, states)
-
-
-def _look(state: Any) -> Draws:
-    return Draws(
-        state.z, state.num_steps, state.diverging, state.accept_prob, state.potential_energy,
-        state.energy, state.adapt_state.step_size,
-    )  # fmt: skip
-
-
-def _compile(settings: Settings, model: Any, at: Start, keys: Array) -> Any:
-    """Start the chains, and take no transition: what that costs is compiling."""
-    states = _begin(settings, model, at.chains, at.covariance, keys)
-    return jax.block_until_ready(_advance(settings, model, states, jnp.asarray(0)))[0]
-
-
-def _run(settings, model, states, num_samples: int, clock: dict, progress: bool) -> Draws:
-    """All transitions, warm-up included, as NumPy arrays (chain, draw, ...)."""
-    parts: list[Draws] = []
-    for phase, count in _schedule(settings.num_warmup, num_samples, progress):
-        begun = time.perf_counter()
-        states, draws = _advance(settings, model, states, jnp.asarray(count))
-        parts.append(Draws(*[np.asarray(x)[:, :count] for x in draws]))
-        clock[phase] += time.perf_counter() - begun
-    clock["total"] = sum(clock.values())
-    return Draws(*[np.concatenate(x, 1) for x in zip(*parts)])
-
-
-def _schedule(num_warmup: int, num_samples: int, progress: bool) -> Iterator[tuple[str, int]]:
-    from tqdm.auto import tqdm
-
-    total = num_warmup + num_samples
-    with tqdm(
-        total=total, desc="NUTS", disable=not progress, leave=False, delay=1.0, mininterval=0.2
-    ) as bar:
-        for phase, length in (("warmup", num_warmup), ("sample", num_samples)):
-            for begin in range(0, length, CHUNK):
-                count = min(CHUNK, length - begin)
-                yield phase, count
-                bar.update(count)
-
-
 @jax.jit
 def _constrain(model: Any, u: Array) -> dict[str, Array]:
     return jax.vmap(lambda row: model.constrain(start_point.unravel(model, row)))(u)
@@ -344,18 +253,26 @@ def _deterministics(model: Any, params: Mapping[str, Array]) -> dict[str, Array]
     return lax.map(model.deterministics, params)
 
 
+def _with_deterministics(model: Any, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Add the deterministic sites to parameters (chain, draw, *shape)."""
+    chains, count = next(iter(params.values())).shape[:2]
+    flat = {k: jnp.asarray(v.reshape(-1, *v.shape[2:])) for k, v in params.items()}
+    found = to_numpy(_deterministics(model, flat))
+    more = {k: v.reshape(chains, count, *v.shape[1:]) for k, v in found.items()}
+    return {**params, **more}
+
+
 def _result(settings, model, at: Start, draws: Draws, clock: dict) -> Bayes:
     """Constrain, align the labels, and only then evaluate the deterministic sites."""
     kept = jax.tree.map(lambda x: x[:, settings.num_warmup :], draws)
     chains, count, size = kept.u.shape
     flat = to_numpy(_constrain(model, jnp.asarray(kept.u.reshape(-1, size))))
     flat = {k: flat[k] for k in model.params}
+    flat = {k: v.reshape(chains, count, *v.shape[1:]) for k, v in flat.items()}
     groups = symmetry(model, at.params)
-    best = int(np.argmin(kept.potential))
+    best = np.unravel_index(np.argmin(kept.potential), kept.potential.shape)
     reference = at.params if at.informed else {k: v[best] for k, v in flat.items()}
-    flat = align_labels(reference, flat, groups)
-    functions = to_numpy(_deterministics(model, {k: jnp.asarray(v) for k, v in flat.items()}))
-    samples = {k: v.reshape(chains, count, *v.shape[1:]) for k, v in {**flat, **functions}.items()}
+    samples = _with_deterministics(model, align_labels(reference, flat, groups))
     stats = {
         "lp": -kept.potential, "diverging": kept.diverging, "acceptance_rate": kept.accept_prob,
         "n_steps": kept.num_steps, "energy": kept.energy, "step_size": kept.step_size,

@@ -31,11 +31,44 @@ def dependence(jaxpr: Jaxpr, sources: Sequence[bool]) -> list[bool]:
 
 
 def _outputs(eqn, marks: list[bool]) -> list[bool]:
-    if eqn.primitive.name in _TRANSPARENT:
+    name = eqn.primitive.name
+    if name == "scan":
+        return _scan(eqn.params, marks)
+    if name == "while":
+        return _while(eqn.params, marks)
+    if name in _TRANSPARENT:
         for key in _CALLS:
-            inner = eqn.params.get(key)
-            if isinstance(inner, ClosedJaxpr):
-                inner = inner.jaxpr
-            if isinstance(inner, Jaxpr) and len(inner.invars) == len(marks):
+            inner = _open(eqn.params.get(key))
+            if inner is not None and len(inner.invars) == len(marks):
                 return dependence(inner, marks)
     return [True] * len(eqn.outvars)
+
+
+def _open(jaxpr) -> Jaxpr | None:
+    jaxpr = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
+    return jaxpr if isinstance(jaxpr, Jaxpr) else None
+
+
+def _scan(params, marks: list[bool]) -> list[bool]:
+    """Carry to a fixed point: what a loop's state can be reached by after any number of steps."""
+    jaxpr, consts, carry = _open(params["jaxpr"]), params["num_consts"], params["num_carry"]
+    while True:
+        out = dependence(jaxpr, marks)
+        state = [a or b for a, b in zip(marks[consts : consts + carry], out[:carry], strict=True)]
+        if state == marks[consts : consts + carry]:
+            return out
+        marks = marks[:consts] + state + marks[consts + carry :]
+
+
+def _while(params, marks: list[bool]) -> list[bool]:
+    """As for scan; whatever decides when the loop ends reaches all of its state."""
+    cond, body = _open(params["cond_jaxpr"]), _open(params["body_jaxpr"])
+    skip, consts = params["cond_nconsts"], params["body_nconsts"]
+    test, fixed, state = marks[:skip], marks[skip : skip + consts], marks[skip + consts :]
+    while True:
+        out = dependence(body, fixed + state)
+        ends = any(dependence(cond, test + state))
+        new = [a or b or ends for a, b in zip(state, out, strict=True)]
+        if new == state:
+            return state
+        state = new

@@ -38,13 +38,14 @@ class Assignment(NamedTuple):
 
     Attributes:
         param, term, argument, view: names; `view` is the parametrisation that was matched.
-        shape: of the index array, the cells of the term's distribution.
+        shared: the other arguments cancel from the update (see `Argument.shared_ratio`).
     """
 
     param: str
     term: str
     argument: str
     view: str
+    shared: bool
 
 
 @dataclass(frozen=True)
@@ -258,19 +259,16 @@ def contract(natural: Array, statistics: Array) -> Array:
 
 def factors(out: Evaluation) -> list[Factor]:
     """The evaluated terms as factors to be eliminated."""
-    result = []
-    for name, term in out.terms.items():
-        spec = out.specs[name]
-        if spec.own is not None and term.coefficient.size > 1 and not _has_evidence(out, spec):
-            size = out.variables[spec.own].size
-            result.append(Factor(term.natural, spec.plates, term.coefficient > 0, size))
-        else:
-            result.append(Factor(log_factor(term, spec), spec.plates))
-    return result
+    return [factor_of(out, name) for name in out.terms]
 
 
-def _has_evidence(out: Evaluation, spec: TermSpec) -> bool:
-    return spec.site in out.evidence
+def factor_of(out: Evaluation, name: str) -> Factor:
+    """One evaluated term as a factor; a masked latent's mask is kept apart, its table small."""
+    term, spec = out.terms[name], out.specs[name]
+    if spec.own is not None and term.coefficient.size > 1 and spec.site not in out.evidence:
+        size = out.variables[spec.own].size
+        return Factor(term.natural, spec.plates, term.coefficient > 0, size)
+    return Factor(log_factor(term, spec), spec.plates)
 
 
 def layout(out: Evaluation) -> Layout:

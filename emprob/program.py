@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpyro.distributions as dist
 from jax import Array
 from numpyro import handlers
 from numpyro.distributions.distribution import (
@@ -108,6 +107,15 @@ class TermSpec(NamedTuple):
     reinterpreted: int  # batch dimensions counted as event (to_event)
     event_dim: int  # of the base distribution
     cls: type  # of the base distribution
+    folded: bool = False  # a masked event was summed: the statistics cannot be told apart
+
+
+class Unwrapped(NamedTuple):
+    """A distribution without its wrappers, and what they said."""
+
+    base: Any
+    mask: Array | None  # over batch and reinterpreted dimensions
+    reinterpreted: int
 
 
 @dataclass
@@ -121,7 +129,7 @@ class Evaluation:
     atoms: dict[str, Array] = field(default_factory=dict)
     chains: dict[str, Chain] = field(default_factory=dict)
     log_priors: dict[str, Array] = field(default_factory=dict)
-    priors: dict[str, tuple[Any, int]] = field(default_factory=dict)
+    priors: dict[str, Unwrapped] = field(default_factory=dict)
     deterministics: dict[str, Array] = field(default_factory=dict)
     evidence: set[str] = field(default_factory=set)
     returned: Any = None
@@ -130,14 +138,6 @@ class Evaluation:
     def log_prior(self) -> Array:
         """Log-density of the parameters, constrained space, no Jacobian."""
         return sum(self.log_priors.values(), jnp.zeros(()))
-
-
-class Unwrapped(NamedTuple):
-    """A distribution without its wrappers, and what they said."""
-
-    base: Any
-    mask: Array | None  # over batch and reinterpreted dimensions
-    reinterpreted: int
 
 
 def unwrap(fn: Any) -> Unwrapped:
@@ -310,7 +310,7 @@ class Interpreter(Messenger):
         log_prob = jnp.sum(_scaled(msg, msg["fn"].log_prob(value)))
         key = name + self.context.suffix
         self.out.log_priors[key] = log_prob
-        self.out.priors[name] = (fn, len(msg["fn"].batch_shape))
+        self.out.priors[name] = fn
 
     def _frames(self, msg: dict) -> frozenset[str]:
         names = set()
@@ -360,8 +360,16 @@ class Interpreter(Messenger):
         plates = self._frames(msg)
         if isinstance(base, Unit):
             natural = jnp.asarray(base.log_factor)
-            self._record(msg, fn, natural, _weight(msg, fn.mask), jnp.zeros(()), jnp.zeros(()),
-                         own=None, plates=plates)
+            self._record(
+                msg,
+                fn,
+                natural,
+                _weight(msg, fn.mask),
+                jnp.zeros(()),
+                jnp.zeros(()),
+                own=None,
+                plates=plates,
+            )
             return
         value, mask = jnp.asarray(msg["value"]), fn.mask
         if name in self.missing:
@@ -370,10 +378,20 @@ class Interpreter(Messenger):
         if name + self.context.suffix in self.families:
             self._record_family(msg, fn, value, coefficient, plates)
             return
-        natural = base.log_prob(value)
+        natural, folded = base.log_prob(value), False
         if fn.reinterpreted:
-            natural, coefficient = _reduce_event(natural, coefficient, value, fn)
-        self._record(msg, fn, natural, coefficient, jnp.zeros(()), value, own=None, plates=plates)
+            natural, coefficient, folded = _reduce_event(natural, coefficient, value, fn)
+        self._record(
+            msg,
+            fn,
+            natural,
+            coefficient,
+            jnp.zeros(()),
+            value,
+            own=None,
+            plates=plates,
+            folded=folded,
+        )
 
     def _record_family(
         self, msg: dict, fn: Unwrapped, value: Array, weight: Array, plates: frozenset[str]
@@ -393,11 +411,20 @@ class Interpreter(Messenger):
             natural = _flatten_event(natural, event)
             statistics = _flatten_event(statistics, event)
             log_base = sum_event(jnp.broadcast_to(log_base, (*log_base.shape[:-r], *event)), r)
-        self._record(msg, fn, natural, statistics, log_base, value, own=None, plates=plates,
-                     in_family_form=True)
+        self._record(
+            msg,
+            fn,
+            natural,
+            statistics,
+            log_base,
+            value,
+            own=None,
+            plates=plates,
+            in_family_form=True,
+        )
 
     def _record(self, msg, fn, natural, coefficient, offset, value, *, own, plates,
-                in_family_form=False) -> None:  # fmt: skip
+                in_family_form=False, folded=False) -> None:  # fmt: skip
         name = msg["name"] + self.context.suffix
         if name in self.out.terms:
             raise ModelError(
@@ -408,7 +435,7 @@ class Interpreter(Messenger):
         self.out.terms[name] = Term(natural, coefficient, offset, arguments, value)
         self.out.specs[name] = TermSpec(
             name, msg["name"], plates, self.context.time, family, in_family_form, own,
-            fn.reinterpreted, fn.base.event_dim, type(fn.base),
+            fn.reinterpreted, fn.base.event_dim, type(fn.base), folded,
         )  # fmt: skip
 
 
@@ -483,18 +510,19 @@ def _without_nan(
 
 def _reduce_event(
     natural: Array, coefficient: Array, value: Array, fn: Unwrapped
-) -> tuple[Array, Array]:
+) -> tuple[Array, Array, bool]:
     """Sum a table over its reinterpreted dimensions, masked elements left out."""
     r = fn.reinterpreted
     end = value.ndim - fn.base.event_dim
     event = value.shape[end - r : end]
     natural = jnp.broadcast_to(natural, (*natural.shape[:-r], *event))
     if coefficient.ndim == 0:
-        return sum_event(natural, r), coefficient
+        return sum_event(natural, r), coefficient, False
     if all(n == 1 for n in coefficient.shape[coefficient.ndim - r :]):
-        return sum_event(natural, r), coefficient.reshape(coefficient.shape[: coefficient.ndim - r])
+        outer = coefficient.shape[: coefficient.ndim - r]
+        return sum_event(natural, r), coefficient.reshape(outer), False
     kept = jnp.where(coefficient == 0, 0.0, natural)
-    return sum_event(coefficient * kept, r), jnp.ones(())
+    return sum_event(coefficient * kept, r), jnp.ones(()), True
 
 
 def _flatten_event(x: Array, event: tuple[int, ...]) -> Array:
@@ -528,7 +556,9 @@ def _fold_loose(term: Term, name: str, out: Evaluation) -> Term:
     shape = jnp.broadcast_shapes(term.natural.shape, term.coefficient.shape, term.offset.shape)
     rank = len(shape)
     loose = [
-        d for d in range(-rank, 0) if shape[d] > 1 and d not in plated and not _owned(d, variables, out)
+        d
+        for d in range(-rank, 0)
+        if shape[d] > 1 and d not in plated and not _owned(d, variables, out)
     ]
     if not loose:
         return term

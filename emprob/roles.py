@@ -6,6 +6,7 @@ site, or it shares a plate or a scan with an observed site; else it is a paramet
 `numpyro.param` sites are parameters.
 """
 
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -131,7 +132,7 @@ def draw(name: str, fn: Any) -> Array:
             return jnp.broadcast_to(first, fn.shape())
         except NotImplementedError:
             pass
-    key = jax.random.key(abs(hash(name)) % 2**31)
+    key = jax.random.key(zlib.crc32(name.encode()))
     try:
         return fn.sample(key)
     except NotImplementedError:

@@ -1,1 +1,6 @@
-"""E-steps: where the atoms of the latents are, and what weights they have."""
+"""E-steps: weights on the log-factors at given parameters."""
+
+from emprob.estep.auto import Auto
+from emprob.estep.enumerate import Enumerate
+
+__all__ = ["Auto", "Enumerate"]

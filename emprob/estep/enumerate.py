@@ -1,5 +1,6 @@
 """The exact E-step for discrete latents: weights are the gradient of log Z."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import jax
@@ -7,14 +8,24 @@ import jax.numpy as jnp
 from jax import Array
 
 from emprob.model import LatentModel, factors, layout
-from emprob.partition.plates import Reduce, log_partition, log_sum_exp
+from emprob.partition.plates import Factor, Reduce, log_partition, log_sum_exp
 from emprob.program import Evaluation
 from emprob.types import Capabilities, Params, Posterior
 
 
-def log_partition_of(out: Evaluation, reduce: Reduce = log_sum_exp) -> Array:
-    """log Z of an evaluated program."""
-    return log_partition(factors(out), layout(out), reduce)
+def log_partition_of(
+    out: Evaluation, reduce: Reduce = log_sum_exp, tilts: Mapping[str, Array] | None = None
+) -> Array:
+    """log Z of an evaluated program.
+
+    Args:
+        out: the evaluation.
+        reduce: what eliminating a variable means.
+        tilts: extra log-factors of single variables, by variable, in the common layout; the
+            gradient of log Z in a tilt of zeros is the variable's posterior.
+    """
+    extra = [Factor(t, out.variables[name].plates) for name, t in (tilts or {}).items()]
+    return log_partition(factors(out) + extra, layout(out), reduce)
 
 
 def with_naturals(out: Evaluation, naturals: dict[str, Array]) -> Evaluation:

@@ -7,7 +7,7 @@ log-sum-exp the gradient of the result in a factor is its posterior weight; with
 most likely configuration; with a sampled weight, an exact draw from the posterior.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import jax
@@ -36,6 +36,13 @@ class Factor(NamedTuple):
         if self.active is None:
             return self.array
         return jnp.where(self.active, self.array, -jnp.log(float(self.size)))
+
+
+MAX_TABLE_BYTES = 2 * 10**9
+
+
+class TableTooLarge(ValueError):
+    """Eliminating a variable would need a table over the limit."""
 
 
 class Axis(Protocol):
@@ -125,7 +132,7 @@ def log_partition(factors: Sequence[Factor], layout: Layout, reduce: Reduce = lo
         for time in leaf & set(layout.chains):
             here = _eliminate_chains(here, layout, time, reduce)
         for factor in here:
-            summed = _sum_plates(factor, layout)
+            summed = sum_plates(factor, layout)
             if summed.plates or any(n > 1 for n in summed.array.shape):
                 todo.append(summed)
             else:
@@ -161,6 +168,7 @@ def eliminate(factors: list[Factor], dims: Sequence[int], reduce: Reduce) -> lis
         if not touched:
             continue
         factors = [f for f in factors if not involves(f, dim)]
+        _check_size(touched)
         joint = add(touched)
         factors.append(Factor(reduce(joint.array, dim), joint.plates))
     return factors
@@ -174,6 +182,21 @@ def _cost(factors: list[Factor], dim: int) -> int:
     return cells
 
 
+def _check_size(factors: Sequence[Factor]) -> None:
+    """Refuse a joint table over the limit before it is compiled."""
+    shape = jnp.broadcast_shapes(*[f.array.shape for f in factors])
+    cells = 1
+    for n in shape:
+        cells *= n
+    if 8 * cells > MAX_TABLE_BYTES:
+        raise TableTooLarge(
+            f"enumerating the latents needs a table of {cells:.3g} cells ({8 * cells:.3g} bytes), "
+            f"the limit is {MAX_TABLE_BYTES:.3g} bytes. Factors of shapes "
+            f"{[f.array.shape for f in factors][:6]} meet in one sum. Give the latents plates, or "
+            "break the dependence between them."
+        )
+
+
 def add(factors: Sequence[Factor]) -> Factor:
     """The sum of log-factors of one plate context."""
     array = factors[0].dense()
@@ -182,10 +205,10 @@ def add(factors: Sequence[Factor]) -> Factor:
     return Factor(array, factors[0].plates)
 
 
-def _sum_plates(factor: Factor, layout: Layout) -> Factor:
+def sum_plates(factor: Factor, layout: Layout, keep: frozenset[str] = frozenset()) -> Factor:
     """Sum a factor over the plates that none of its remaining variables stands in."""
     array = factor.dense()
-    kept: frozenset[str] = frozenset()
+    kept = keep & factor.plates
     for dim, plates in layout.variables.items():
         if involves(Factor(array, factor.plates), dim):
             kept = kept | plates
@@ -247,11 +270,11 @@ def _chain(factors: list[Factor], slots: list, layout: Layout, time: str, reduce
         array = _first_order(factors, slots[0], axis)
     else:
         array = _any_order(factors, slots, axis, reduce)
-    moved = _move(array, [(s.previous, s.entry) for s in slots])
+    moved = move_axes(array, [(s.previous, s.entry) for s in slots])
     return Factor(moved, factors[0].plates - {time})
 
 
-def _move(x: Array, moves: Sequence[tuple[int, int]]) -> Array:
+def move_axes(x: Array, moves: Sequence[tuple[int, int]]) -> Array:
     """Carry axes (negative) from source to target positions; targets not moved have size one."""
     rank = max([x.ndim] + [-d for pair in moves for d in pair])
     x = x.reshape((1,) * (rank - x.ndim) + x.shape)
@@ -270,7 +293,7 @@ def _move(x: Array, moves: Sequence[tuple[int, int]]) -> Array:
     return x.transpose([rank + d for d in order])
 
 
-def _split_time(x: Array, axis: Axis) -> Array:
+def split_time(x: Array, axis: Axis) -> Array:
     """Put the time axis first (size one if absent), every other time axis left as it is."""
     if x.ndim < -axis.dim:
         return x[None]
@@ -279,7 +302,7 @@ def _split_time(x: Array, axis: Axis) -> Array:
 
 def _any_order(factors: list[Factor], slots: list, axis: Axis, reduce: Reduce) -> Array:
     """Backward recursion over any number of carried latents and lags."""
-    arrays = [_split_time(f.dense(), axis) for f in factors]
+    arrays = [split_time(f.dense(), axis) for f in factors]
     rank = max(a.ndim for a in arrays) - 1
     arrays = [a.reshape(a.shape[:1] + (1,) * (rank + 1 - a.ndim) + a.shape[1:]) for a in arrays]
     still = sum((a[0] for a in arrays if a.shape[0] == 1), jnp.zeros((1,) * rank))
@@ -300,7 +323,7 @@ def _any_order(factors: list[Factor], slots: list, axis: Axis, reduce: Reduce) -
             step_reduce: Reduce = Sampler(use)
         else:
             step_reduce = reduce
-        joint = still + sum(inputs, jnp.zeros(())) + _move(message, moves)
+        joint = still + sum(inputs, jnp.zeros(())) + move_axes(message, moves)
         for d in new:
             joint = step_reduce(joint, d)
         return (jnp.broadcast_to(joint, shape), key), None
@@ -387,6 +410,3 @@ def _call_kernel(log_trans: Array, log_emit: Array, active: Array | None) -> Arr
     if log_trans.shape[0] == 1 and log_trans.shape[-1] == 1:
         log_trans = log_trans[0, ..., 0]
     return chain_factor(log_trans, log_emit, active)
-
-
-Eliminator = Callable[[Sequence[Factor], Layout], Array]

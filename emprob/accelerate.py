@@ -1,0 +1,89 @@
+"""Accelerators: algorithms made of an algorithm."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from emprob.em import EM, Step, make_info
+from emprob.model import LatentModel
+from emprob.objective import dot, subtract
+from emprob.types import Info, Params, State
+
+
+class _Memory(NamedTuple):
+    bound: Array
+
+
+@dataclass(frozen=True)
+class Squarem:
+    """SQUAREM: extrapolate two EM maps, keep the result only if the objective allows.
+
+    The steplength of Varadhan & Roland (2008), scheme S3, in the metric of the complete-data
+    information, which needs no information matrix: EM's moves and the scores give
+    `alpha^2 = <score_0, r> / <score_1 - score_0, v>`. That makes it free of units. A step is taken
+    only if the objective does not fall below that of the first map; the bound on `alpha` grows
+    fourfold when it was reached and the step was good, and shrinks fourfold when it was not.
+
+    Attributes:
+        method: the EM to accelerate; its E-step must be deterministic and memoryless.
+    """
+
+    method: EM = field(default_factory=EM)
+
+    def __post_init__(self):
+        if not isinstance(self.method, EM):
+            raise ValueError(f"Squarem({self.method!r}): expected an EM, such as ep.EM().")
+        able = self.method.estep.capabilities
+        if not (able.deterministic and able.memoryless):
+            raise ValueError(
+                f"Squarem over {self.method.estep!r}: extrapolation needs an E-step that gives the "
+                "same answer twice. Use EM alone, or an E-step with common random numbers."
+            )
+
+    def init(self, model: LatentModel, params: Params) -> State:
+        return State(params, _Memory(jnp.full((), 4.0)))
+
+    def step(self, model: LatentModel, state: State) -> tuple[State, Info]:
+        first, s0 = self.method.map(model, state.params)
+        second, s1 = self.method.map(model, first)
+        alpha, bound = _steplength(s0, s1), state.memory.bound
+        alpha = jnp.minimum(alpha, bound)
+        candidate = _extrapolated(model, s0, s1, alpha, second)
+        third, s2 = self.method.map(model, candidate)
+        slack = 1e-12 * (1.0 + jnp.abs(s1.objective))
+        good = (s2.objective >= s1.objective - slack) & _finite(third)
+        new = {k: jnp.where(good, third[k], second[k]) for k in second}
+        grown = jnp.where(good & (alpha >= bound), 4.0 * bound, bound)
+        bound = jnp.where(good, grown, jnp.maximum(bound / 4.0, 1.0))
+        info = make_info(s0, s0.gain, jnp.full((), jnp.nan), 3)
+        info = _with_rate(info, s0, s1)
+        return State(new, _Memory(bound)), info
+
+
+def _steplength(s0: Step, s1: Step) -> Array:
+    change = subtract(s1.move, s0.move)
+    curvature = dot(subtract(s1.score, s0.score), change)
+    ratio = s0.gain / jnp.where(curvature > 0, curvature, jnp.inf)
+    alpha = jnp.sqrt(jnp.maximum(ratio, 0.0))
+    return jnp.where(jnp.isfinite(alpha), jnp.maximum(alpha, 1.0), 1.0)
+
+
+def _extrapolated(model: LatentModel, s0: Step, s1: Step, alpha: Array, second: Params) -> Params:
+    """u + 2 alpha r + alpha^2 v, constrained; what EM holds at exactly zero stays there."""
+    change = subtract(s1.move, s0.move)
+    u = {k: s0.u[k] + 2 * alpha * s0.move[k] + alpha**2 * change[k] for k in s0.u}
+    params = model.constrain(u)
+    params = {k: jnp.where(jnp.isfinite(v), v, second[k]) for k, v in params.items()}
+    return {k: jnp.where(second[k] == 0, second[k], v) for k, v in params.items()}
+
+
+def _finite(params: Params) -> Array:
+    return jnp.all(jnp.stack([jnp.isfinite(v).all() for v in jax.tree.leaves(params)]))
+
+
+def _with_rate(info: Info, s0: Step, s1: Step) -> Info:
+    """EM's rate from the two maps of this very step."""
+    return make_info(s0, s0.gain, s0.gain * s0.gain / s1.gain, 3)._replace(num_maps=info.num_maps)

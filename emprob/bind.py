@@ -1,0 +1,305 @@
+"""Bind a NumPyro program to data: `bind`, which finds the structure and validates it.
+
+Nothing is asked of the user that can be read off the program: roles by `roles.py`, which terms are
+exponential families with parameters that do not vary along the data, which do not vary in time,
+and where each parameter stands, all by evaluating the program at a few random parameters.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from emprob.dependence import dependence
+from emprob.errors import ModelError, nearest
+from emprob.estep.enumerate import log_partition_of
+from emprob.model import Data, LatentModel, Same, Slot, Static, StaticArray, Structure
+from emprob.partition.plates import TableTooLarge
+from emprob.plan import describe, make_plan
+from emprob.probe import probe
+from emprob.roles import Survey, assign_roles, is_partial, prior_dependence, survey
+from emprob.space import bijection
+from emprob.validate import check_repeatable, check_sites, explain, prepare
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What goes along with a model: for people, not for compiled code."""
+
+    plan: Any
+    initial: dict[str, np.ndarray]
+    coords: dict[str, Any]
+    missing: dict[str, Any]
+    num_observations: int
+    program_name: str
+    deterministics: tuple[str, ...]
+    observed: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def bind(
+    program: Callable,
+    *args: Any,
+    latents: Sequence[str] | None = None,
+    fixed: Mapping[str, Any] | None = None,
+    prior: bool = True,
+    **kwargs: Any,
+) -> LatentModel:
+    """Bind a NumPyro program to its data, find its structure, and validate both.
+
+    Args:
+        program: a NumPyro model; it is called as `program(*args, **kwargs)`.
+        *args, **kwargs: its arguments. Arrays (NumPy, JAX, pandas, polars, xarray, lists of
+            numbers) are data; everything else is static. NaN in an observed array is missing.
+        latents: names of the latent sites; None: by the rule of `roles.py`.
+        fixed: values (constrained space) of parameters that are not estimated.
+        prior: True: the objective is the posterior density of the parameters in the constrained
+            space, without Jacobian. False: the likelihood.
+
+    Returns:
+        The model. Its `repr` is the plan.
+
+    Raises:
+        ModelError: the program's structure cannot be fitted as it stands.
+        DataError: the data do not fit the program.
+    """
+    args, kwargs, coords = _prepare(program, args, kwargs)
+    with jax.enable_x64(True):
+        found = _survey(program, args, kwargs)
+        missing = check_sites(found)
+        roles = _roles(program, args, kwargs, found, latents)
+        fixed_values = _fixed(fixed, roles, found)
+        model = _assemble(program, args, kwargs, found, roles, fixed_values, missing, prior)
+        model, out_shapes = _check_shapes(model)
+        model = _probe(model, out_shapes, found)
+        notes = _notes(model, found, coords, missing, program)
+        return replace(model, notes=Same(notes))
+
+
+def _prepare(program: Callable, args: tuple, kwargs: Mapping) -> tuple[tuple, dict, dict]:
+    prepared = [prepare(f"argument {i}", a) for i, a in enumerate(args)]
+    named = {k: prepare(k, v) for k, v in kwargs.items()}
+    coords = {f"argument {i}": p.coords for i, p in enumerate(prepared) if p.coords}
+    coords |= {k: p.coords for k, p in named.items() if p.coords}
+    if not callable(program):
+        raise ModelError(
+            f"bind: expected a NumPyro program (a function), got {type(program).__name__}."
+        )
+    return tuple(p.value for p in prepared), {k: p.value for k, p in named.items()}, coords
+
+
+def _survey(program: Callable, args: tuple, kwargs: Mapping) -> Survey:
+    try:
+        first = survey(program, args, kwargs)
+        check_repeatable(first, survey(program, args, kwargs))
+    except Exception as error:
+        raise explain(error) from error
+    return first
+
+
+def _roles(program, args, kwargs, found: Survey, latents) -> dict[str, str]:
+    try:
+        dependent = prior_dependence(program, args, kwargs, found) if latents is None else set()
+    except Exception as error:
+        raise explain(error) from error
+    roles = assign_roles(found, dependent, latents)
+    for name, site in found.sites.items():
+        if is_partial(site):
+            roles[name] = "partial"
+    if not any(s.observed for s in found.sites.values()):
+        raise ModelError(
+            "the program has no observed site, so the objective is the prior alone. Pass the data "
+            "that the program conditions on (obs=...)."
+        )
+    return roles
+
+
+def _fixed(fixed: Mapping | None, roles: Mapping, found: Survey) -> dict[str, np.ndarray]:
+    known = [n for n, r in roles.items() if r == "parameter"]
+    values = {}
+    for name, value in (fixed or {}).items():
+        if name not in known:
+            raise ModelError(
+                f"fixed={name!r}: the program has no parameter of this name.{nearest(name, known)}"
+            )
+        values[name] = check_value("fixed", name, value, found)
+    if len(values) == len(known):
+        raise ModelError("nothing to estimate: the program has no free parameter.")
+    return values
+
+
+def check_value(what: str, name: str, value: Any, found: Survey) -> np.ndarray:
+    """A value given for a parameter, checked for shape and support."""
+    site = found.sites[name]
+    shape = _shape(site, found)
+    value = np.asarray(value, float)
+    if value.shape != shape:
+        raise ModelError(
+            f"{what}: site '{name}' has shape {shape}, got {value.shape}. Pass an array of "
+            f"exactly that shape."
+        )
+    inside = np.asarray(site.support(value))
+    if not inside.all():
+        raise ModelError(
+            f"{what}: site '{name}' must lie in {describe(site.support)}, got {value}."
+        )
+    return value
+
+
+def _shape(site: Any, found: Survey) -> tuple[int, ...]:
+    time = () if site.scan is None else (found.lengths[site.scan],)
+    return (*time, *np.shape(site.value))
+
+
+def split(args: tuple, kwargs: Mapping, frozen: bool) -> tuple[Any, tuple, tuple]:
+    """Arguments -> (treedef, static leaves, arrays); `frozen`: arrays become static too."""
+    leaves, treedef = jax.tree.flatten((args, dict(kwargs)), is_leaf=lambda x: x is None)
+    arrays, static = [], []
+    for leaf in leaves:
+        if isinstance(leaf, np.ndarray):
+            if frozen:
+                static.append(StaticArray(leaf))
+                continue
+            static.append(Slot(len(arrays)))
+            arrays.append(jnp.asarray(leaf))
+        else:
+            static.append(Static(leaf))
+    return treedef, tuple(static), tuple(arrays)
+
+
+def _assemble(program, args, kwargs, found, roles, fixed, missing, prior) -> LatentModel:
+    treedef, static, leaves = split(args, kwargs, frozen=False)
+    named = [n for n, r in roles.items() if r == "parameter"]
+    sites = [s for n, s in found.sites.items() if roles.get(n) != "parameter" and s.fn is not None]
+    structure = Structure(
+        program=program,
+        treedef=treedef,
+        static=static,
+        roles=tuple(roles.items()),
+        params=tuple(n for n in named if n not in fixed),
+        fixed=tuple(fixed),
+        depth=max([s.batch_ndim for s in sites] + [0]),
+        missing=frozenset(missing) - {n for n, r in roles.items() if r == "partial"},
+        families=frozenset(),
+        invariant=frozenset(),
+        timed=frozenset(n for n in named if found.sites[n].scan is not None),
+        with_prior=prior,
+    )
+    transforms = {n: bijection(found.sites[n].support) for n in structure.params}
+    data = Data(leaves, {k: jnp.asarray(v) for k, v in fixed.items()}, {}, transforms, {})
+    initial = {n: np.broadcast_to(found.sites[n].value, _shape(found.sites[n], found))
+               for n in structure.params}  # fmt: skip
+    return LatentModel(data, structure, Same(SimpleNamespace(initial=initial, args=(args, kwargs))))
+
+
+def _check_shapes(model: LatentModel) -> tuple[LatentModel, Any]:
+    """Trace the program with the latents enumerated; data it reads while tracing become static."""
+    initial = {k: jnp.asarray(v, float) for k, v in model.notes.value.initial.items()}
+    for frozen in (False, True):
+        args, kwargs = model.notes.value.args
+        treedef, static, leaves = split(args, kwargs, frozen)
+        structure = replace(model.structure, treedef=treedef, static=static)
+        model = replace(model, structure=structure, data=replace(model.data, leaves=leaves))
+        try:
+            jax.eval_shape(lambda m, p: log_partition_of(m.evaluate(p)), model, initial)
+            return model, initial
+        except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError,
+                jax.errors.TracerIntegerConversionError, jax.errors.TracerBoolConversionError,
+                jax.errors.NonConcreteBooleanIndexError) as error:  # fmt: skip
+            if frozen:
+                raise explain(error) from error
+        except TableTooLarge as error:
+            raise ModelError(str(error)) from error
+        except Exception as error:
+            raise explain(error) from error
+    raise AssertionError("unreachable")
+
+
+def random_params(model: LatentModel, seed: int) -> dict[str, Array]:
+    """Parameters at a random unconstrained point, no two numbers alike."""
+    u = model.unconstrain({k: jnp.asarray(v, float) for k, v in model.notes.value.initial.items()})
+    rng = np.random.default_rng(seed)
+    return model.constrain({k: jnp.asarray(rng.uniform(-1.0, 1.0, v.shape)) for k, v in u.items()})
+
+
+def _probe(model: LatentModel, initial: Mapping[str, Array], found: Survey) -> LatentModel:
+    """Find families, what does not vary in time, and where the parameters stand."""
+    points = [random_params(model, seed) for seed in (1, 2)]
+    priors = {n: found.sites[n].fn for n in model.params if found.sites[n].fn is not None}
+    seen = probe(model, points, _reach(model, initial), priors)
+    structure = replace(
+        model.structure, families=seen.families, invariant=seen.invariant,
+        assignments=seen.assignments,
+    )  # fmt: skip
+    data = replace(model.data, cells=seen.cells, origins=seen.origins)
+    return replace(model, structure=structure, data=data)
+
+
+def _reach(model: LatentModel, initial: Mapping[str, Array]) -> dict[str, dict[str, Any]]:
+    """For each parameter: which arrays of which terms, and which priors, depend on it."""
+
+    def everything(params: Mapping[str, Array]) -> Any:
+        out = model.evaluate(params)
+        return {k: t._asdict() for k, t in out.terms.items()}, out.log_priors
+
+    closed, shapes = jax.make_jaxpr(everything, return_shape=True)(dict(initial))
+    names = jax.tree.leaves({n: n for n in initial})
+    reach = {}
+    for name in names:
+        marks = dependence(closed.jaxpr, [n == name for n in names])
+        reach[name] = jax.tree.unflatten(jax.tree.structure(shapes), marks)
+    return reach
+
+
+def _notes(model, found: Survey, coords, missing, program) -> Notes:
+    observed = {
+        n: np.asarray(s.value) for n, s in found.sites.items()
+        if s.observed and s.scan is None and s.fn is not None and np.size(s.value)
+    }  # fmt: skip
+    return Notes(
+        plan=make_plan(model, found, missing),
+        initial=model.notes.value.initial,
+        coords=coords,
+        missing=missing,
+        num_observations=_count(model, found, missing),
+        program_name=getattr(program, "__name__", type(program).__name__),
+        deterministics=_free_deterministics(model),
+        observed=observed,
+    )
+
+
+def _count(model, found: Survey, missing) -> int:
+    """Number of observed scalars' events: plate elements times time steps, less the missing."""
+    total = 0
+    for name, site in found.sites.items():
+        if not site.observed or site.fn is None or not np.size(site.value):
+            continue
+        steps = 1 if site.scan is None else found.lengths[site.scan]
+        total += steps * int(np.prod(np.shape(site.value)[: site.batch_ndim] or (1,)))
+        if name in missing:
+            total -= missing[name].count
+    return total
+
+
+def _free_deterministics(model: LatentModel) -> tuple[str, ...]:
+    """Deterministic sites that do not vary with any latent and are numbers."""
+    keep: list[str] = []
+
+    def collect(params: Mapping[str, Array]) -> Array:
+        out = model.evaluate(params)
+        dims = [v.dim for v in out.variables.values()]
+        for name, value in out.deterministics.items():
+            if isinstance(value, jax.Array) and not _enumerated(value, dims):
+                keep.append(name)
+        return jnp.zeros(())
+
+    jax.eval_shape(collect, {k: jnp.asarray(v) for k, v in model.notes.value.initial.items()})
+    return tuple(keep)
+
+
+def _enumerated(value: Array, dims: Sequence[int]) -> bool:
+    return any(value.ndim >= -d and value.shape[d] > 1 for d in dims)

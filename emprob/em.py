@@ -1,0 +1,95 @@
+"""Expectation-maximisation: an E-step and an M-step, composed."""
+
+from dataclasses import dataclass, field
+
+import jax.numpy as jnp
+from jax import Array
+
+from emprob.estep.auto import Auto as AutoEStep
+from emprob.model import LatentModel
+from emprob.mstep.auto import Auto as AutoMStep
+from emprob.objective import dot, score, subtract
+from emprob.types import EStep, Info, MStep, Params, Posterior, State
+
+
+@dataclass(frozen=True)
+class EM:
+    """E-step, M-step, repeat.
+
+    Attributes:
+        estep: gives the weights. `ep.Auto()` chooses by the program.
+        mstep: does not decrease Q + log prior. `ep.Auto()` chooses by the program.
+    """
+
+    estep: EStep = field(default_factory=AutoEStep)
+    mstep: MStep = field(default_factory=AutoMStep)
+
+    def __post_init__(self):
+        from emprob.auto import Auto
+
+        if isinstance(self.estep, Auto):
+            object.__setattr__(self, "estep", AutoEStep())
+        if isinstance(self.mstep, Auto):
+            object.__setattr__(self, "mstep", AutoMStep())
+        for name, part, kind in (("estep", self.estep, EStep), ("mstep", self.mstep, MStep)):
+            if not isinstance(part, kind) or isinstance(part, type):
+                raise ValueError(
+                    f"EM({name}={part!r}): expected an {kind.__name__} such as ep.Auto()."
+                )
+
+    def init(self, model: LatentModel, params: Params) -> State:
+        return State(params, jnp.full((), jnp.nan))
+
+    def map(self, model: LatentModel, params: Params) -> tuple[Params, "Step"]:
+        """One EM map, and what it saw on the way."""
+        posterior = self.estep(model, params)
+        u = model.unconstrain(params)
+        gradient = score(model, u, posterior)
+        new = self.mstep(model, params, posterior)
+        move = subtract(model.unconstrain(new), u)
+        return new, Step(posterior, u, gradient, move, model.log_prior(model.constrain(u)))
+
+    def step(self, model: LatentModel, state: State) -> tuple[State, Info]:
+        new, step = self.map(model, state.params)
+        gain = step.gain
+        info = make_info(step, gain, state.memory, 1)
+        return State(new, gain), info
+
+
+@dataclass(frozen=True)
+class Step:
+    """One EM map from `u`: the score there, and the move it made (unconstrained)."""
+
+    posterior: Posterior
+    u: Params
+    score: Params
+    move: Params
+    log_prior: Array
+
+    @property
+    def objective(self) -> Array:
+        return self.posterior.log_partition + self.log_prior
+
+    @property
+    def gain(self) -> Array:
+        """Score times move: twice the first-order promise of the complete-data quadratic."""
+        return dot(self.score, self.move)
+
+
+def make_info(step: Step, gain: Array, previous_gain: Array, num_maps: int) -> Info:
+    """What to tell of a step: the distance to the optimum is estimated from two gains.
+
+    With I_c the complete-data information and r EM's rate, score' I_c^-1 score = gain, and the
+    distance in standard errors is sqrt(gain / (1 - r)); the ratio of two gains is r^2.
+    """
+    rate = gain / previous_gain
+    r = jnp.sqrt(jnp.clip(jnp.where(jnp.isfinite(rate), rate, 0.9999), 0.0, 0.9999))
+    distance = jnp.sqrt(jnp.maximum(gain, 0.0) / (1.0 - r))
+    return Info(
+        step.objective,
+        step.posterior.log_partition,
+        gain,
+        rate,
+        distance,
+        jnp.asarray(num_maps),
+    )

@@ -1,0 +1,64 @@
+"""Direct ascent on log Z + log prior, without an E-step."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from emprob.model import LatentModel
+from emprob.objective import dot, newton_step, subtract
+from emprob.types import Info, Params, State
+
+
+@dataclass(frozen=True)
+class MAP:
+    """Climb the objective itself, in unconstrained space.
+
+    Attributes:
+        optimizer: an Optax transformation; None: damped Newton steps on the exact Hessian.
+    """
+
+    optimizer: Any = None
+
+    def __post_init__(self):
+        o = self.optimizer
+        if o is not None and not (hasattr(o, "init") and hasattr(o, "update")):
+            raise ValueError(
+                f"MAP(optimizer={o!r}): expected an optax transformation, such as optax.adam(1e-2)."
+            )
+
+    def init(self, model: LatentModel, params: Params) -> State:
+        if self.optimizer is None:
+            return State(params, ())
+        return State(params, self.optimizer.init(model.unconstrain(params)))
+
+    def step(self, model: LatentModel, state: State) -> tuple[State, Info]:
+        u = model.unconstrain(state.params)
+
+        def objective(v: Params):
+            return model.objective(model.constrain(v))
+
+        value, gradient = jax.value_and_grad(objective)(u)
+        new, memory = self._move(objective, u, value, gradient, state.memory)
+        log_prior = model.log_prior(model.constrain(u))
+        info = _info(value, value - log_prior, gradient, subtract(new, u), self.optimizer is None)
+        return State(model.constrain(new), memory), info
+
+    def _move(self, objective, u: Params, value, gradient: Params, memory: Any):
+        if self.optimizer is None:
+            return newton_step(objective, u), memory
+        loss = lambda v: -objective(v)  # noqa: E731
+        down = {k: -g for k, g in gradient.items()}
+        transform = optax.with_extra_args_support(self.optimizer)
+        updates, memory = transform.update(down, memory, u, value=-value, grad=down, value_fn=loss)
+        return optax.apply_updates(u, updates), memory
+
+
+def _info(value, log_likelihood, gradient: Params, move: Params, is_newton: bool) -> Info:
+    """For Newton, score times step is the squared distance in standard errors; else |score|."""
+    gain = dot(gradient, move)
+    distance = jnp.sqrt(jnp.maximum(gain, 0.0)) if is_newton else jnp.sqrt(dot(gradient, gradient))
+    nan = jnp.full((), jnp.nan)
+    return Info(value, log_likelihood, gain, nan, distance, jnp.asarray(1))

@@ -1,0 +1,225 @@
+"""The M-step in closed form: a ratio of sums for every parameter that stands alone somewhere.
+
+Where a parameter is an argument of an exponential family, the conditional maximiser of Q is a sum
+of numerators over a sum of denominators, taken over all cells in which the parameter stands, plus
+the pseudo-counts of a conjugate prior. Locations go before scales, which makes the pair exact.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax import Array
+from numpyro.distributions import constraints
+
+from emprob.families import Argument, View
+from emprob.model import Assignment, LatentModel
+from emprob.probe import cell_key
+from emprob.program import Evaluation, rebuild
+from emprob.types import Params, Posterior
+
+
+@dataclass(frozen=True)
+class ClosedForm:
+    """Exact conditional updates; parameters without one stay where they are."""
+
+    def __call__(self, model: LatentModel, params: Params, posterior: Posterior) -> Params:
+        for stage in stages(model):
+            out = model.evaluate(params)
+            params = {**params, **{k: _update(model, out, params, posterior, k) for k in stage}}
+        return params
+
+
+def covered(model: LatentModel) -> tuple[str, ...]:
+    """Names of the parameters that have a closed form."""
+    return tuple(dict.fromkeys(a.param for a in model.structure.assignments))
+
+
+def stages(model: LatentModel) -> list[list[str]]:
+    """Parameters with a closed form, in the order of the arguments of their families."""
+    groups: dict[int, list[str]] = defaultdict(list)
+    order = ("loc", "probs", "rate")
+    for a in model.structure.assignments:
+        groups[0 if a.argument in order else 1].append(a.param)
+    return [list(dict.fromkeys(groups[i])) for i in sorted(groups)]
+
+
+def _update(
+    model: LatentModel, out: Evaluation, params: Params, posterior: Posterior, name: str
+) -> Array:
+    """The maximiser of Q in one parameter, constrained space."""
+    places = [a for a in model.structure.assignments if a.param == name]
+    argument, view = _argument(out, places[0])
+    old = params[name]
+    canonical = view.to_canonical(old)
+    event = canonical.shape[canonical.ndim - argument.event_dim :]
+    units = canonical.size // _prod(event)
+    num, den = None, None
+    for a in places:
+        index = model.data.cells[cell_key(a)]
+        pair = _sums(model, out, posterior, a, argument, index, units)
+        num, den = pair if num is None else (num + pair[0], den + pair[1])
+    num, den = _with_prior(model, out, name, view, argument, canonical.shape, num, den)
+    flat = canonical.reshape(units, *event)
+    known = _informed(den, num.ndim)
+    new = argument.maximiser(num, _safe(den, argument))
+    new = jnp.where(known, new, flat).reshape(canonical.shape)
+    new = _within(model, out, name, view.from_canonical(new).reshape(old.shape))
+    moved = jnp.where(jnp.isfinite(new), new, old)
+    return moved.astype(old.dtype)
+
+
+def _argument(out: Evaluation, a: Assignment) -> tuple[Argument, View]:
+    family = out.specs[a.term].family
+    assert family is not None
+    argument = family.arguments[a.argument]
+    return argument, argument.views[a.view]
+
+
+def _prod(shape: tuple[int, ...]) -> int:
+    n = 1
+    for s in shape:
+        n *= s
+    return n
+
+
+def _safe(den: Array, argument: Argument) -> Array:
+    """A denominator that can be divided by; where it was not, the result is not used."""
+    if not argument.solve:
+        return jnp.where(den > 0, den, 1.0)
+    empty = jnp.trace(den, axis1=-2, axis2=-1)[..., None, None] <= 0
+    return jnp.where(empty, jnp.eye(den.shape[-1]), den)
+
+
+def _informed(den: Array, ndim: int) -> Array:
+    """Units with any data or prior behind them."""
+    weight = den if den.ndim <= ndim else jnp.trace(den, axis1=-2, axis2=-1)[..., None]
+    weight = weight.reshape(weight.shape + (1,) * (ndim - weight.ndim))
+    return weight > 0
+
+
+def _sums(model, out, posterior, a: Assignment, argument: Argument, index: Array, units: int):
+    """Numerator and denominator of one place, summed over the cells of each unit."""
+    origin = _origin(model, out, a.term)
+    S, n, d = expected_statistics(out, posterior.weights[a.term], a.term, origin)
+    ratio = argument.ratio
+    if a.shared and argument.shared_ratio is not None:
+        ratio = argument.shared_ratio
+    num, den = ratio(S, n, d, origin)
+    e = argument.event_dim
+    extra = den.ndim - (num.ndim - e)  # event dimensions of the denominator
+    batch = jnp.broadcast_shapes(
+        num.shape[: num.ndim - e], den.shape[: den.ndim - extra], index.shape
+    )
+    cells = jnp.where(index < 0, units, index)
+    cells = jnp.broadcast_to(cells, batch).reshape(-1)
+
+    def total(x: Array, tail: int) -> Array:
+        shape = x.shape[x.ndim - tail :]
+        x = jnp.broadcast_to(x, (*batch, *shape)).reshape(-1, *shape)
+        return jax.ops.segment_sum(x, cells, units + 1)[:units]
+
+    return total(num, e), total(den, extra)
+
+
+def _origin(model: LatentModel, out: Evaluation, term: str) -> Array:
+    spec = out.specs[term]
+    return jnp.zeros(()) if spec.own else model.data.origins.get(spec.site, jnp.zeros(()))
+
+
+def expected_statistics(
+    out: Evaluation, weight: Array, name: str, origin: Array
+) -> tuple[Array, Array, Any]:
+    """S = sum w T(x), n = sum w for every cell of a term's distribution, and the distribution.
+
+    Returns:
+        S (*cells, P), n (*cells,), and the distribution with its batch aligned to the cells.
+    """
+    spec, term = out.specs[name], out.terms[name]
+    family = spec.family
+    assert family is not None
+    rank = term.natural.ndim - int(spec.in_family_form) + spec.reinterpreted
+    d = rebuild(spec, term.arguments, rank)
+    if spec.in_family_form:
+        layout = weight.shape[:-1]
+        event = _event_sizes(term.value, spec)
+        S = weight.reshape(*layout, *event, -1)
+        return S[..., :-1], S[..., -1], d
+    T = family.statistics(d, term.value, origin)
+    weight = weight.reshape(weight.shape + (1,) * spec.reinterpreted)
+    return _reduced(weight, T, d.batch_shape), _reduced_count(weight, T, d.batch_shape), d
+
+
+def _event_sizes(value: Array, spec) -> tuple[int, ...]:
+    end = value.ndim - spec.event_dim
+    return value.shape[end - spec.reinterpreted : end]
+
+
+_LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVW"
+
+
+def _reduced(weight: Array, T: Array, cells: tuple[int, ...]) -> Array:
+    """sum of w T over the axes on which the cells do not vary; axes of size one are kept."""
+    rank = weight.ndim
+    full = jnp.broadcast_shapes(weight.shape, T.shape[:-1])
+    cells = (1,) * (rank - len(cells)) + tuple(cells)
+
+    def squeeze(x: Array, n: int) -> tuple[Array, str]:
+        axes = [i for i in range(rank) if x.shape[i] > 1]
+        return x.reshape([x.shape[i] for i in axes] + list(x.shape[rank:])), "".join(
+            _LETTERS[i] for i in axes
+        )
+
+    w, iw = squeeze(weight, rank)
+    t, it = squeeze(T, rank)
+    keep = [i for i in range(rank) if cells[i] > 1 and full[i] > 1]
+    result = jnp.einsum(f"{iw},{it}Z->{''.join(_LETTERS[i] for i in keep)}Z", w, t)
+    lost = _prod(
+        tuple(
+            full[i] for i in range(rank) if i not in keep and max(weight.shape[i], T.shape[i]) == 1
+        )
+    )
+    shape = tuple(full[i] if i in keep else 1 for i in range(rank))
+    return result.reshape(*shape, T.shape[-1]) * lost
+
+
+def _reduced_count(weight: Array, T: Array, cells: tuple[int, ...]) -> Array:
+    ones = jnp.ones((*(1,) * (T.ndim - 1), 1), weight.dtype)
+    full = jnp.broadcast_to(ones, (*T.shape[:-1], 1))
+    return _reduced(weight, full, cells)[..., 0]
+
+
+def _with_prior(model, out, name, view: View, argument, shape, num, den):
+    """Add the pseudo-counts of the parameter's prior; where they leave less than nothing, nothing.
+
+    A negative numerator means that the prior's density grows without bound towards zero.
+    """
+    prior = out.priors.get(name)
+    if prior is not None and model.structure.with_prior and prior.mask is None:
+        batch = shape[: len(shape) - argument.event_dim]
+        pseudo = view.conjugate(prior.base, num.shape[1:])
+        assert pseudo is not None
+        num = num + _per_unit(pseudo.num, batch, num)
+        den = den + _per_unit(pseudo.den, batch, den)
+    if view.support is constraints.simplex or argument.event_dim == 1 and not argument.solve:
+        num = jnp.maximum(num, 0.0)
+        return num, num.sum(-1, keepdims=True)
+    if argument.event_dim == 0 and view.support is not constraints.real:
+        num = jnp.maximum(num, 0.0)
+    return num, den
+
+
+def _per_unit(x: Any, batch: tuple[int, ...], like: Array) -> Array:
+    event = like.shape[1:]
+    return jnp.broadcast_to(jnp.asarray(x, like.dtype), (*batch, *event)).reshape(-1, *event)
+
+
+def _within(model: LatentModel, out: Evaluation, name: str, value: Array) -> Array:
+    """Cut at the bounds of a uniform prior: Q is unimodal in one argument."""
+    prior = out.priors.get(name)
+    if prior is None or not model.structure.with_prior or type(prior.base) is not dist.Uniform:
+        return value
+    return jnp.clip(value, prior.base.low, prior.base.high)

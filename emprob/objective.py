@@ -1,0 +1,77 @@
+"""Q, its score, and ascent steps on a function of unconstrained parameters."""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.flatten_util import ravel_pytree
+
+from emprob.estep.enumerate import inner
+from emprob.model import LatentModel, naturals
+from emprob.types import Params, Posterior
+
+
+def expected_log_joint(model: LatentModel, params: Mapping[str, Array], posterior: Posterior):
+    """Q(params) + log prior: sum_s <w_s, l_s(params)>, w fixed."""
+    values, log_prior = naturals(model, params)
+    return inner(posterior.weights, values) + log_prior
+
+
+def score(model: LatentModel, u: Params, posterior: Posterior) -> Params:
+    """Gradient of the objective at u (unconstrained), by Fisher's identity that of Q."""
+    return jax.grad(lambda v: expected_log_joint(model, model.constrain(v), posterior))(u)
+
+
+def dot(a: Mapping[str, Array], b: Mapping[str, Array]) -> Array:
+    """Inner product of two parameter trees."""
+    return sum((jnp.sum(a[k] * b[k]) for k in a), jnp.zeros(()))
+
+
+def subtract(a: Mapping[str, Array], b: Mapping[str, Array]) -> Params:
+    return {k: a[k] - b[k] for k in a}
+
+
+SHRINK = 0.3
+NUM_SHRINKS = 12
+
+
+def newton_step(f: Callable[[Params], Array], u: Params) -> Params:
+    """One damped Newton step uphill; `f` does not decrease.
+
+    Directions in which f curves upwards are followed by the absolute value of the curvature (so
+    the step is uphill), and the step is shortened until f has grown by a share of what the
+    gradient promises.
+    """
+    flat, unravel = ravel_pytree(u)
+
+    def g(x: Array) -> Array:
+        return f(unravel(x))
+
+    value, gradient = jax.value_and_grad(g)(flat)
+    hessian = jax.hessian(g)(flat)
+    scale = jnp.sqrt(jnp.maximum(jnp.abs(jnp.diagonal(hessian)), 1e-12))
+    curvature, axes = jnp.linalg.eigh(-hessian / scale[:, None] / scale[None, :])
+    size = jnp.maximum(jnp.abs(curvature), 1e-8 * jnp.max(jnp.abs(curvature)) + 1e-300)
+    step = (axes @ ((axes.T @ (gradient / scale)) / size)) / scale
+    longest = 5.0 / jnp.maximum(jnp.max(jnp.abs(step) / (1.0 + jnp.abs(flat))), 5.0)
+    step = step * longest
+    return unravel(flat + _backtrack(g, flat, step, value, gradient) * step)
+
+
+def _backtrack(g: Callable, x: Array, step: Array, value: Array, gradient: Array) -> Array:
+    """The first of 1, 0.3, 0.09, ... that gains enough; 0 if none does."""
+    promised = gradient @ step
+    slack = 1e-14 * (1.0 + jnp.abs(value))
+
+    def bad(carry: tuple[Array, Array]) -> Array:
+        t, tries = carry
+        gained = g(x + t * step) - value
+        good = gained >= 1e-4 * t * promised - slack
+        return ~good & (tries < NUM_SHRINKS)
+
+    t, tries = jax.lax.while_loop(
+        bad, lambda c: (c[0] * SHRINK, c[1] + 1), (jnp.ones(()), jnp.zeros((), int))
+    )
+    usable = (tries < NUM_SHRINKS) & jnp.isfinite(step).all()
+    return jnp.where(usable, t, 0.0)

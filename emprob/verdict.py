@@ -1,0 +1,146 @@
+"""How a run ended, judged by more than the run itself.
+
+The curvature test, boundary and null directions come from the observed information; collapse from
+the parameters; the site to blame for a NaN from one plain evaluation.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from emprob.curvature import information
+from emprob.errors import DegeneracyWarning, IdentifiabilityWarning
+from emprob.model import LatentModel, log_factor
+from emprob.types import Params, Status
+
+MAX_INFORMATION = 200  # parameters; above, the curvature test costs more than the fit
+
+
+def judge(model: LatentModel, method: Any, run: Any) -> tuple[Status, str, Any, list[Warning]]:
+    """Final status, sentence, the uncertainty report (or None) and warnings."""
+    status, message = run.status, run.status.sentence
+    warned: list[Warning] = []
+    if run.note:
+        message = f"{message} ({run.note})"
+    collapsed = collapse(model, run.params)
+    if collapsed:
+        warned.append(DegeneracyWarning(collapsed))
+        if status in (Status.NON_FINITE, Status.MAX_STEPS, Status.CONVERGED):
+            proper = status is Status.CONVERGED and np.isfinite(run.objective)
+            status = status if proper and _has_prior(model) else Status.DEGENERATE
+            message = f"{status.sentence}: {collapsed}"
+    elif status is Status.NON_FINITE:
+        site, text = blame(model, run.params)
+        message = f"{message}. {text}" if site else message
+    elif status is Status.OBJECTIVE_DECREASED:
+        objective = run.trace["objective"]
+        message = (
+            f"{message} (by {objective[-2] - objective[-1]:.3g} at step {len(objective) - 1}, from "
+            f"{objective[-2]:.8g}; the parameters before it are kept)"
+        )
+    report = _report(model, run)
+    if report is not None and status in (Status.CONVERGED, Status.MAX_STEPS):
+        status, message = _by_curvature(status, message, report, warned)
+    if not model.latents:
+        message += "; no latent sites: the objective was maximised directly"
+    return status, message, report, warned
+
+
+def _has_prior(model: LatentModel) -> bool:
+    return model.structure.with_prior
+
+
+def _report(model: LatentModel, run: Any) -> Any:
+    size = sum(np.size(v) for v in run.params.values())
+    if size > MAX_INFORMATION or not np.isfinite(run.objective):
+        return None
+    return information(model, run.params)
+
+
+def _by_curvature(status: Status, message: str, report: Any, warned: list[Warning]):
+    if report.null_directions:
+        text = "; ".join(report.null_directions)
+        warned.append(IdentifiabilityWarning(f"the data do not determine {text}"))
+        message += f"; not identified: {text}"
+    if status is not Status.CONVERGED:
+        return status, message
+    if report.negative_directions:
+        status = Status.SADDLE
+        message = f"{status.sentence}, along {'; '.join(report.negative_directions)}"
+    elif report.boundary:
+        status = Status.AT_BOUNDARY
+        message = f"{status.sentence}: {', '.join(report.boundary)}"
+    return status, message
+
+
+def collapse(model: LatentModel, params: Mapping[str, Any]) -> str:
+    """A sentence on components that collapsed, or ''."""
+    found = []
+    for a in model.structure.assignments:
+        value = np.asarray(params[a.param], float)
+        if a.view not in ("scale", "variance", "scale_tril", "covariance_matrix"):
+            continue
+        spread = _spread(model, a.term)
+        bad = _tiny(value, a.view, spread)
+        for i in bad:
+            name = f"{a.param}[{i}]" if value.ndim else a.param
+            found.append(f"{name} collapsed: the variance is unbounded below at site "
+                         f"'{a.term.split('@')[0]}'")  # fmt: skip
+    return "; ".join(dict.fromkeys(found))
+
+
+def _spread(model: LatentModel, term: str) -> float:
+    x = model.notes.value.observed.get(term.split("@")[0])
+    if x is None or not np.size(x):
+        return 1.0
+    x = np.asarray(x, float)
+    sd = float(np.nanstd(x)) if np.isfinite(x).any() else 1.0
+    return sd if sd > 0 else max(float(np.nanmax(np.abs(x))), 1.0)
+
+
+def _tiny(value: np.ndarray, view: str, spread: float) -> list[int]:
+    if view in ("scale", "variance"):
+        scale = np.atleast_1d(value if view == "scale" else np.sqrt(np.abs(value))).ravel()
+        return [int(i) for i in np.flatnonzero(scale < 1e-7 * spread)]
+    matrices = value.reshape(-1, *value.shape[-2:])
+    if view == "scale_tril":
+        smallest = np.abs(np.diagonal(matrices, axis1=-2, axis2=-1)).min(-1)
+    else:
+        finite = np.where(np.isfinite(matrices), matrices, 0.0)
+        smallest = np.sqrt(np.abs(np.linalg.eigvalsh(finite)).min(-1))
+    return [int(i) for i in np.flatnonzero(smallest < 1e-7 * spread)]
+
+
+def blame(model: LatentModel, params: Params) -> tuple[str | None, str]:
+    """The first site whose log-density is not finite at `params`, and a sentence."""
+    params = {k: jnp.asarray(v, float) for k, v in params.items()}
+    out = model.evaluate(params)
+    for name, value in out.log_priors.items():
+        if not np.isfinite(float(value)):
+            at = np.asarray(params.get(name.split("@")[0], np.nan))
+            return name, f"The prior of '{name}' is {float(value)} at {at}."
+    for name, term in out.terms.items():
+        table = np.asarray(log_factor(term, out.specs[name]))
+        bad = np.isnan(table) if out.specs[name].own else ~np.isfinite(table)
+        if bad.any() and (np.isnan(table).any() or _all_states(table, out)):
+            at = {k: np.asarray(v).tolist() for k, v in term.arguments.items() if np.size(v) < 8}
+            site = out.specs[name].site
+            return site, (
+                f"The log-density of site '{site}' is not finite in {int(bad.sum())} places; its "
+                f"distribution's arguments are {at}. Check its parents, or start elsewhere (init=)."
+            )
+    return None, ""
+
+
+def _all_states(table: np.ndarray, out: Any) -> bool:
+    """Some observation is impossible under every value of the latents."""
+    dims = [v.dim for v in out.variables.values()]
+    axes = tuple(table.ndim + d for d in dims if table.ndim >= -d)
+    return bool((~np.isfinite(table)).all(axes).any()) if axes else True
+
+
+def count_parameters(params: Params) -> int:
+    return sum(x.size for x in jax.tree.leaves(params))
