@@ -68,7 +68,8 @@ class Comparison:
     def _repr_html_(self) -> str:
         rows = self.table.to_html(float_format="{:.4g}".format)
         times = ", ".join(f"{k} {v:.3g} s" for k, v in self.seconds.items())
-        return f"{rows}<p><b>Time</b>: {times} ({self.seconds.attrs['what']}).</p><p>{self.verdict}</p>"
+        what = self.seconds.attrs["what"]
+        return f"{rows}<p><b>Time</b>, {what}: {times}.</p><p>{self.verdict}</p>"
 
 
 def compare(

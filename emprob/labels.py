@@ -22,6 +22,7 @@ from emprob.precision import working
 Axis = tuple[str, int]
 
 MAX_TRIALS = 4000
+MANY = 20  # draws, from which on their own spread is known
 
 
 @dataclass(frozen=True)
@@ -164,8 +165,8 @@ def find_labels(
 ) -> list[np.ndarray]:
     """For every group the order of labels, by draw, that brings it closest to a reference.
 
-    The distance is a sum of squared differences in standard deviations (within a label, after a
-    first alignment in overall standard deviations); the best order is the Hungarian assignment.
+    The distance is a sum of squared differences in standard deviations within a label; the best
+    order is the Hungarian assignment.
 
     Args:
         reference: one value by site, constrained.
@@ -191,14 +192,31 @@ def _orders(reference: Mapping, draws: Mapping, group: LabelGroup) -> np.ndarray
     values = _features(draws, group, lead)
     shape = values.shape[:lead]
     values = values.reshape(-1, *values.shape[lead:])
-    identity = np.broadcast_to(np.arange(group.size), (len(values), group.size))
-    spread = np.concatenate([target[None], values]).reshape(-1, values.shape[-1]).std(0)
-    orders = _assign(target, values, spread, group.labels, identity)
-    if len(values) > 20:
+    orders = _assign(target, values, _first_scale(target, values), group.labels)
+    if len(values) >= MANY:
         aligned = np.take_along_axis(values, orders[..., None], 1)
-        within = np.sqrt(aligned.var(0).mean(0))
-        orders = _assign(target, values, np.maximum(within, 1e-3 * spread), group.labels, identity)
+        orders = _assign(target, values, _spread_within(aligned), group.labels)
     return orders.reshape(*shape, group.size)
+
+
+def _first_scale(target: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Standard deviation of each feature (F,) within a label, before labels are known.
+
+    Sorted values are free of labels: where a feature separates the components, its order
+    statistics vary as little as the feature does within one. A feature that does not separate
+    them, however wide, must not outvote one that does.
+    """
+    if len(values) >= MANY:
+        return _spread_within(np.sort(values, axis=1))
+    return np.concatenate([target[None], values]).reshape(-1, values.shape[-1]).std(0)
+
+
+def _spread_within(values: np.ndarray) -> np.ndarray:
+    """Interquartile standard deviation over the draws, averaged over labels: (n, K, F) -> (F,)."""
+    low, high = np.quantile(values, [0.25, 0.75], axis=0)
+    within = np.sqrt((((high - low) / 1.349) ** 2).mean(0))
+    overall = values.reshape(-1, values.shape[-1]).std(0)
+    return np.maximum(within, 1e-3 * overall)
 
 
 def _features(params: Mapping, group: LabelGroup, lead: int) -> np.ndarray:
@@ -218,12 +236,13 @@ def _features(params: Mapping, group: LabelGroup, lead: int) -> np.ndarray:
     return np.concatenate([p.reshape(*p.shape[: lead + 1], -1) for p in parts], -1)
 
 
-def _assign(target, values, scale, labels: Sequence[int], identity) -> np.ndarray:
+def _assign(target, values, scale, labels: Sequence[int]) -> np.ndarray:
+    """Hungarian assignment of every draw (n, K, F) to the target (K, F): orders (n, K)."""
     index = np.asarray(labels)
     scale = np.where(scale > 0, scale, 1.0)
     a, b = target[index] / scale, values[:, index] / scale
     cost = ((a[None, :, None] - b[:, None]) ** 2).sum(-1)
-    orders = identity.copy()
+    orders = np.tile(np.arange(len(target)), (len(values), 1))
     for i in range(len(values)):
         orders[i, index] = index[linear_sum_assignment(cost[i])[1]]
     return orders

@@ -119,7 +119,7 @@ def plot_marginals(
         fit: has `posterior[site].probs`, (T or N, ..., K).
         x: positions on the time axis of a chain (dates, say); (T,).
         ax: to draw on.
-        site: of the latent; the first one by default.
+        site: of the latent; the longest one by default.
         index: which element, where the latent has further plates after the first axis.
         labels: names of the K states.
         y: observed values, (T or N, ...); those of the program's observed site by default.
@@ -127,14 +127,15 @@ def plot_marginals(
     Raises:
         ValueError: the data are not along the latent's first axis, or the index is wrong.
     """
-    site = next(iter(fit.posterior)) if site is None else site
+    site = _longest(fit) if site is None else site
     marginal = fit.posterior[site]
     probs = np.asarray(marginal.probs, float)
     probs = probs[(slice(None), *index)]
     if probs.ndim != 2:
+        need = max(np.ndim(marginal.probs) - 2, 0)
         raise ValueError(
-            f"index: latent '{site}' has probabilities of shape {np.shape(marginal.probs)}; give "
-            f"{np.ndim(marginal.probs) - 2} indices for the axes between the first and the last."
+            f"index: latent '{site}' has probabilities of shape {np.shape(marginal.probs)}; "
+            f"expected {need} indices, for the axes between first and last, got {tuple(index)}."
         )
     values = _observed(fit, len(probs)) if y is None else np.asarray(y, float)
     if values is not None and len(values) != len(probs):
@@ -146,6 +147,13 @@ def plot_marginals(
     if values is None:
         return _plot_regimes(ax, probs, None, None, names)
     return _plot_components(ax, probs, values.reshape(len(values), -1), names)
+
+
+def _longest(fit: Any) -> str:
+    sizes = {name: np.size(fit.posterior[name].probs) for name in fit.posterior}
+    if not sizes:
+        raise ValueError("plot_marginals: the model has no discrete latent.")
+    return max(sizes, key=lambda name: sizes[name])
 
 
 def _observed(fit: Any, length: int) -> np.ndarray | None:
