@@ -43,6 +43,7 @@ class SurveyedSite:
     fn: Unwrapped | None = None
     batch_shape: tuple[int, ...] = ()
     event_dim: int = 0
+    event_shape: tuple[int, ...] = ()
 
     @property
     def discrete(self) -> bool:
@@ -101,7 +102,8 @@ class Surveyor(Messenger):
             fn = msg["fn"]
             site = SurveyedSite(
                 name, "sample", msg["is_observed"], msg["value"], fn.support, frames, self.scan,
-                len(fn.batch_shape), unwrap(fn), tuple(fn.batch_shape), fn.event_dim,
+                _batch_ndim(msg), unwrap(fn), tuple(fn.batch_shape), fn.event_dim,
+                tuple(fn.event_shape),
             )  # fmt: skip
         self.out.sites[name] = site
 
@@ -121,6 +123,13 @@ class Surveyor(Messenger):
             self.scan = None
         repeat = lambda v: jnp.broadcast_to(jnp.asarray(v), (length, *jnp.shape(v)))  # noqa: E731
         msg["value"] = ((length, None, carry), (PytreeTrace({}), jax.tree.map(repeat, y)))
+
+
+def _batch_ndim(msg: dict) -> int:
+    """Batch dimensions of a site; data in no plate may have more than their distribution."""
+    fn = msg["fn"]
+    data = np.ndim(msg["value"]) - fn.event_dim if msg["is_observed"] else 0
+    return max(len(fn.batch_shape), data)
 
 
 def draw(name: str, fn: Any) -> Array:
