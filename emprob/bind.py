@@ -17,14 +17,16 @@ from jax import Array
 
 from emprob.dependence import dependence
 from emprob.errors import ModelError, nearest
+from emprob.explain import explain
 from emprob.estep.enumerate import log_partition_of
 from emprob.model import Data, LatentModel, Same, Slot, Static, StaticArray, Structure
 from emprob.partition.plates import TableTooLarge
 from emprob.plan import describe, make_plan
+from emprob.prepare import prepare
 from emprob.probe import probe
 from emprob.roles import Survey, assign_roles, is_partial, prior_dependence, survey
 from emprob.space import bijection
-from emprob.validate import check_repeatable, check_sites, explain, prepare
+from emprob.validate import check_data, check_repeatable
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def bind(
     args, kwargs, coords = _prepare(program, args, kwargs)
     with jax.enable_x64(True):
         found = _survey(program, args, kwargs)
-        missing = check_sites(found)
+        missing = _check_data(program, args, kwargs, found)
         roles = _roles(program, args, kwargs, found, latents)
         fixed_values = _fixed(fixed, roles, found)
         model = _assemble(program, args, kwargs, found, roles, fixed_values, missing, prior)
@@ -101,6 +103,13 @@ def _survey(program: Callable, args: tuple, kwargs: Mapping) -> Survey:
     return first
 
 
+def _check_data(program: Callable, args: tuple, kwargs: Mapping, found: Survey) -> dict:
+    try:
+        return check_data(program, args, kwargs, found)
+    except Exception as error:
+        raise explain(error) from error
+
+
 def _roles(program, args, kwargs, found: Survey, latents) -> dict[str, str]:
     try:
         dependent = prior_dependence(program, args, kwargs, found) if latents is None else set()
@@ -108,7 +117,7 @@ def _roles(program, args, kwargs, found: Survey, latents) -> dict[str, str]:
         raise explain(error) from error
     roles = assign_roles(found, dependent, latents)
     for name, site in found.sites.items():
-        if is_partial(site):
+        if is_partial(site, observed_value(found, name)):
             roles[name] = "partial"
     if not any(s.observed for s in found.sites.values()):
         raise ModelError(
@@ -116,6 +125,11 @@ def _roles(program, args, kwargs, found: Survey, latents) -> dict[str, str]:
             "that the program conditions on (obs=...)."
         )
     return roles
+
+
+def observed_value(found: Survey, name: str) -> Any:
+    """The whole data of an observed site, with time first if it stands in a scan."""
+    return found.series[name][0] if name in found.series else found.sites[name].value
 
 
 def _fixed(fixed: Mapping | None, roles: Mapping, found: Survey) -> dict[str, np.ndarray]:
@@ -257,9 +271,10 @@ def _reach(model: LatentModel, initial: Mapping[str, Array]) -> dict[str, dict[s
 
 def _notes(model, found: Survey, coords, missing, program) -> Notes:
     observed = {
-        n: np.asarray(s.value) for n, s in found.sites.items()
-        if s.observed and s.scan is None and s.fn is not None and np.size(s.value)
-    }  # fmt: skip
+        n: np.asarray(observed_value(found, n))
+        for n, s in found.sites.items()
+        if s.observed and s.fn is not None and np.size(s.value)
+    }
     return Notes(
         plan=make_plan(model, found, missing),
         initial=model.notes.value.initial,

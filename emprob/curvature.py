@@ -6,7 +6,7 @@ user's scale. It is scaled to unit diagonal before its rank is judged: a directi
 information gets NaN and a name, never a large number.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -23,6 +23,7 @@ MAX_COORDINATES = 2000
 MAX_BATCH_CELLS = 4_000_000  # columns of the Hessian that are formed together: memory
 NO_INFORMATION = 1e-13  # relative to the objective: the rounding error of a second derivative
 SMALLEST, LARGEST = 1e-8, 1e-6  # limits of the tolerance on relative eigenvalues
+LEAST_FALL, MOST_FALL = 0.005, 50.0  # of a parabola, one conditional SE away, it is 0.5
 ALIGNED = 1e-4  # an output that leans this much on an undetermined direction is undetermined
 
 
@@ -176,9 +177,21 @@ def coordinates_of(model: Any, params: Mapping[str, Array]) -> dict[str, Array]:
     return chart.to_coordinates(model.data.transforms, params)
 
 
+class _Curvature(NamedTuple):
+    """Objective, gradient (F,), Hessian (F, F), and falls (2, F) one conditional SE up and down.
+
+    A fall is how far the objective stays below its tangent: one half, if it is quadratic.
+    """
+
+    value: Array
+    score: Array
+    hessian: Array
+    falls: Array
+
+
 @partial(jax.jit, static_argnames="batch")
-def _curvature(model: Any, coordinates: Mapping[str, Array], batch: int):
-    """Objective, its gradient (F,) and Hessian (F, F), forward over reverse, columns in batches."""
+def _curvature(model: Any, coordinates: Mapping[str, Array], batch: int) -> _Curvature:
+    """Derivatives at a point: forward over reverse, the columns in batches."""
 
     def objective(flat: Array) -> Array:
         w = unflatten(model, flat, coordinates)
@@ -188,9 +201,18 @@ def _curvature(model: Any, coordinates: Mapping[str, Array], batch: int):
     value, score = jax.value_and_grad(objective)(point)
     column = lambda e: jax.jvp(jax.grad(objective), (point,), (e,))[1]  # noqa: E731
     basis = jnp.eye(point.size)
-    if batch >= point.size:
-        return value, score, jax.vmap(column)(basis)
-    return value, score, lax.map(column, basis, batch_size=batch)
+    every = jax.vmap(column) if batch >= point.size else partial(_in_batches, column, batch)
+    hessian = every(basis)
+    diagonal = -jnp.diagonal(hessian)
+    step = jnp.where(diagonal > 0, 1 / jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0)), 0.0)
+    moves = jnp.concatenate([step, -step])
+    fall = lambda e, m: value + m * (score @ e) - objective(point + m * e)  # noqa: E731
+    falls = lax.map(lambda x: fall(*x), (jnp.tile(basis, (2, 1)), moves), batch_size=batch)
+    return _Curvature(value, score, hessian, falls.reshape(2, -1))
+
+
+def _in_batches(function: Any, batch: int, x: Array) -> Array:
+    return lax.map(function, x, batch_size=batch)
 
 
 @jax.jit
@@ -232,8 +254,8 @@ def information(model: Any, params: Mapping[str, Any]) -> UncertaintyReport:
         w = coordinates_of(model, values)
         size = sum(x.size for x in w.values())
         _check_size(size)
-        value, score, hessian = map(np.asarray, _curvature(model, w, _batch(model, values, size)))
-        return _report(_layout(model, values, w), float(value), score, -0.5 * (hessian + hessian.T))
+        found = _curvature(model, w, _batch(model, values, size))
+        return _report(_layout(model, values, w), _Curvature(*map(np.asarray, found)))
 
 
 def as_arrays(params: Mapping[str, Any]) -> dict[str, Array]:
@@ -284,31 +306,47 @@ def _site_marks(transform: Any, value: np.ndarray, x: np.ndarray) -> tuple[np.nd
     return near & interval, near & ~interval, none
 
 
-def _report(layout: _Layout, value: float, score: np.ndarray, full: np.ndarray):
-    flat = np.abs(np.diag(full)) * (1 + layout.value**2) < NO_INFORMATION * (1 + abs(value))
-    edge = layout.hard | (layout.soft & (np.abs(np.diag(full)) < 1e-6))
+def _report(layout: _Layout, at: _Curvature) -> UncertaintyReport:
+    full = -0.5 * (at.hessian + at.hessian.T)
+    diagonal = np.abs(np.diag(full))
+    edge = layout.hard | (layout.soft & (diagonal < 1e-6))
     free = ~(edge | layout.reference)
-    matrix = np.where(flat | flat[:, None], 0.0, full)[np.ix_(free, free)]
+    flat = diagonal * (1 + layout.value**2) < NO_INFORMATION * (1 + abs(at.value))
+    diverging = free & ~flat & _diverging(at, diagonal)
+    matrix = np.where((flat | diverging) | (flat | diverging)[:, None], 0.0, full)
+    matrix = matrix[np.ix_(free, free)]
     labels = tuple(label for label, f in zip(layout.labels, free, strict=True) if f)
-    score_norm = _decrement(matrix, score[free])
-    system = _decompose(matrix, _tolerance_of(score_norm))
-    largest = max(system.values.max(initial=0.0), 1e-300)
-    relative = system.values / largest
+    score_norm = _decrement(matrix, at.score[free])
     limit = _tolerance_of(score_norm)
+    system = _decompose(matrix, limit)
+    relative = system.values / max(system.values.max(initial=0.0), 1e-300)
     negative = relative < -limit
     null = _directions(system, labels, ~system.determined & ~negative)
+    runaway = {label for label, d in zip(layout.labels, diverging, strict=True) if d}
     return UncertaintyReport(
         labels=labels,
         information=matrix,
         eigenvalues=relative,
-        null_directions=tuple(map(_in_words, null)),
+        null_directions=tuple(_in_words(v, runaway) for v in null),
         negative_directions=tuple(map(_in_words, _directions(system, labels, negative))),
         null_vectors=null,
         boundary=tuple(label for label, e in zip(layout.labels, edge, strict=True) if e),
         score_norm=score_norm,
         free=free,
-        score=score,
+        score=at.score,
     )
+
+
+def _diverging(at: _Curvature, diagonal: np.ndarray) -> np.ndarray:
+    """Coordinates along which the objective is no parabola, not even roughly, one SE away.
+
+    A likelihood that rises for ever (separated classes, a rate that goes to zero) has a curvature
+    that dies out along the way: its inverse would be a large, finite, meaningless variance.
+    """
+    near = np.abs(at.score) < 0.1 * np.sqrt(diagonal)  # elsewhere this is no stationary point
+    falls = np.where(np.isnan(at.falls), np.inf, at.falls)
+    plateau = (falls < LEAST_FALL).any(0) & (np.diag(at.hessian) < 0)
+    return near & (plateau | (falls > MOST_FALL).all(0))
 
 
 def _decrement(matrix: np.ndarray, score: np.ndarray) -> float:
@@ -334,6 +372,8 @@ def _directions(system: _System, labels, which: np.ndarray) -> tuple[dict[str, f
     return tuple(out)
 
 
-def _in_words(coefficients: Mapping[str, float]) -> str:
+def _in_words(coefficients: Mapping[str, float], runaway: Collection[str] = ()) -> str:
+    if len(coefficients) == 1 and set(coefficients) <= set(runaway):
+        return f"{next(iter(coefficients))} (the estimate diverges)"
     terms = [f"{c:+.3g} {label}" for label, c in coefficients.items()]
     return " ".join(terms).removeprefix("+")

@@ -16,7 +16,7 @@ from numpyro.distributions.transforms import Transform
 
 from emprob import space
 from emprob.partition.plates import Factor, Layout
-from emprob.program import Evaluation, Interpreter, Term, TermSpec, run
+from emprob.program import Evaluation, Interpreter, Term, TermSpec, run, statistics_of
 from emprob.types import Params
 
 
@@ -230,9 +230,10 @@ def naturals(model: LatentModel, params: Mapping[str, Array]) -> tuple[dict[str,
 
 
 def log_factor(term: Term, spec: TermSpec) -> Array:
-    """<natural, coefficient> + offset; a masked entry counts zero whatever its natural is."""
+    """<natural, statistics> + offset; a masked entry counts zero whatever its natural is."""
     if spec.in_family_form:
-        return contract(term.natural, term.coefficient) + term.offset
+        statistics, log_base = statistics_of(term, spec)
+        return contract(term.natural, statistics) + log_base
     if term.coefficient.size == 1:
         return term.coefficient * term.natural + term.offset
     kept = jnp.where(term.coefficient == 0, 0.0, term.natural)

@@ -278,6 +278,7 @@ def _forest_frame(ax: Any, comparison: Any, rows: Sequence[str]) -> None:
         text = f"{draws.mean():.3g} ± {draws.std(ddof=1):.2g}"
         ax.text(1.02, i, text, transform=ax.get_yaxis_transform(), va="center", color=GREY,
                 fontsize="small")  # fmt: skip
+    ax.text(1.02, 1.02, "NUTS mean ± sd", transform=ax.transAxes, color=GREY, fontsize="small")
     title = "* R-hat above 1.01" if marked & set(rows) else ""
     ax.set_title(title, loc="right", fontsize="small")
     _legend_above(ax, 4)

@@ -16,7 +16,7 @@ from jax import Array
 
 from emprob.families import Argument, View
 from emprob.model import Assignment, LatentModel
-from emprob.program import MAX_STATISTICS, Evaluation, Term, TermSpec, Unwrapped, rebuild
+from emprob.program import MAX_STATISTICS, Evaluation, Term, TermSpec, Unwrapped, distribution
 
 RTOL = 1e-9
 
@@ -81,10 +81,20 @@ def _evaluate(model: LatentModel, params: Mapping[str, Array]) -> Probe:
 
     def terms(model: LatentModel, params: Mapping[str, Array]) -> dict[str, Term]:
         static[:] = [model.evaluate(params)]
-        return static[0].terms
+        return _without_tables(static[0])
 
     values = jax.tree.map(np.asarray, jax.jit(terms)(model, dict(params)))
     return Probe({k: np.asarray(v) for k, v in params.items()}, values, static[0])
+
+
+def _without_tables(out: Evaluation) -> dict[str, Term]:
+    """Terms without the log-probabilities of families, which probing does not look at."""
+
+    def lean(spec: TermSpec, term: Term) -> Term:
+        seen = spec.family is not None and spec.own is None
+        return term._replace(natural=jnp.zeros(())) if seen else term
+
+    return {k: lean(out.specs[k], t) for k, t in out.terms.items()}
 
 
 def _is_invariant(name: str, probes: Sequence[Probe]) -> bool:
@@ -122,8 +132,8 @@ def _sharpened(model, points, reach: Mapping[str, Any], invariant: frozenset[str
 def _moved(model: LatentModel, a: Mapping[str, Array], b: Mapping[str, Array]) -> Any:
     """Which arrays of which terms differ between two parameters."""
     differ = lambda x, y: jnp.any((x != y) & ~(jnp.isnan(x) & jnp.isnan(y)))  # noqa: E731
-    first = {k: t._asdict() for k, t in model.evaluate(a).terms.items()}
-    second = {k: t._asdict() for k, t in model.evaluate(b).terms.items()}
+    first = {k: t._asdict() for k, t in _without_tables(model.evaluate(a)).items()}
+    second = {k: t._asdict() for k, t in _without_tables(model.evaluate(b)).items()}
     return jax.tree.map(differ, first, second)
 
 
@@ -148,19 +158,6 @@ def _first_step(p: Probe, invariant: frozenset[str]) -> Probe:
 # -- families -----------------------------------------------------------------------------------
 
 
-def _rank(p: Probe, spec: TermSpec) -> int:
-    """Layout dimensions before a term's event: all aligned arrays of a probe have this rank."""
-    term = p.terms[spec.name]
-    event = 0 if spec.own else spec.event_dim
-    return term.value.ndim - event if spec.own is None else term.natural.ndim + spec.reinterpreted
-
-
-def distribution(p: Probe, name: str) -> Any:
-    """A term's base distribution, its batch aligned to the layout and reinterpreted dims."""
-    spec = p.static.specs[name]
-    return rebuild(spec, p.terms[name].arguments, _rank(p, spec))
-
-
 def _depends(reach: Mapping[str, Any], name: str, part: str) -> bool:
     """Whether any parameter reaches some array of a term."""
     return any(any(jax.tree.leaves(terms[name][part])) for terms, _ in reach.values())
@@ -175,7 +172,7 @@ def _in_family_form(name: str, p: Probe, reach: Mapping[str, Any]) -> bool:
         return False
     if _constants_move(name, spec, reach):
         return False
-    d = distribution(p, name)
+    d = distribution(p.terms[name], p.static.specs[name])
     width = _width(spec, d, term)
     data = np.prod(term.value.shape[: term.value.ndim - spec.event_dim])
     layout = len(d.batch_shape) - spec.reinterpreted
@@ -296,7 +293,9 @@ def _match(param: str, name: str, argument: Argument, view: View, probes) -> np.
             return None
         with np.errstate(all="ignore"):
             units = np.asarray(view.to_canonical(jnp.asarray(value)))
-            table = np.asarray(argument.canonical(distribution(p, name)))
+            table = np.asarray(
+                argument.canonical(distribution(p.terms[name], p.static.specs[name]))
+            )
         if units.shape[units.ndim - e :] != table.shape[table.ndim - e :]:
             return None
         batch = table.shape[: table.ndim - e]
@@ -331,7 +330,7 @@ def _lookup(units: np.ndarray, cells: np.ndarray) -> np.ndarray:
 def _group_shares(index: np.ndarray, name: str, keys: Sequence[str], argument, probes) -> bool:
     """Whether the cells tied to one unit share some other arguments."""
     p = probes[0]
-    d, family = distribution(p, name), p.static.specs[name].family
+    d, family = distribution(p.terms[name], p.static.specs[name]), p.static.specs[name].family
     assert family is not None
     for key in keys:
         other = np.asarray(family.arguments[key].canonical(d) if key in family.arguments

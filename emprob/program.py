@@ -4,11 +4,12 @@ This file and `scan.py` are the only ones that touch NumPyro's internals. One ru
 of the parameters and with the discrete latents replaced by all their values (each on an array
 dimension of its own), gives one `Term` for every factor of the joint density:
 
-    log-factor = <natural, coefficient> + offset
+    log-factor = <natural, statistics> + offset
 
-`natural` is what the parameters move, `coefficient` and `offset` are constants of the data. In
-table form the bracket is an elementwise product; in family form (exponential families whose
-parameters do not vary along a plate of the data) it contracts a trailing statistics axis.
+`natural` is what the parameters move, the rest are constants of the data. In table form the natural
+is the log-probability and the statistics a weight (mask and scale); in family form (exponential
+families whose parameters do not vary along a plate of the data) the bracket contracts a trailing
+axis, the statistics are made from the value when they are needed, and their last entry is one.
 
 Array layout, aligned from the right:  [times..., enumerated variables..., plates...][statistics].
 """
@@ -85,13 +86,23 @@ class Chain:
 
 
 class Term(NamedTuple):
-    """One evaluated log-factor (see the module's formula). A pytree; `arguments` by name."""
+    """One evaluated log-factor (see the module's formula), every array in the common layout.
+
+    Attributes:
+        natural: table, or (layout, statistics) in family form.
+        coefficient: mask times scale; over (layout, reinterpreted) in family form.
+        offset: constant.
+        arguments: of an exponential family's distribution, over (layout, reinterpreted, event).
+        value: (layout, event).
+        origin: reference point of the statistics.
+    """
 
     natural: Array
     coefficient: Array
     offset: Array
     arguments: dict[str, Array]
     value: Array
+    origin: Array
 
 
 class TermSpec(NamedTuple):
@@ -400,31 +411,24 @@ class Interpreter(Messenger):
         origin = self.origins.get(msg["name"], jnp.zeros(()))
         eta, log_normalizer = family.natural(base, origin)
         natural = jnp.concatenate([eta, -log_normalizer[..., None]], -1)
-        statistics = family.statistics(base, value, origin)
-        ones = jnp.ones((*statistics.shape[:-1], 1), statistics.dtype)
-        statistics = jnp.concatenate([statistics, ones], -1)
-        weight = align(weight, statistics.ndim - 1)
-        statistics = jnp.where(weight[..., None] == 0, 0.0, weight[..., None] * statistics)
-        log_base = jnp.where(weight == 0, 0.0, weight * family.log_base(base, value))
         if r:  # the event dimensions join the statistics axis
-            event = jnp.broadcast_shapes(natural.shape[-1 - r : -1], statistics.shape[-1 - r : -1])
-            natural = _flatten_event(natural, event)
-            statistics = _flatten_event(statistics, event)
-            log_base = sum_event(jnp.broadcast_to(log_base, (*log_base.shape[:-r], *event)), r)
+            natural = flatten_event(natural, _event_sizes(value, base.event_dim, r))
+            weight = weight.reshape((1,) * r) if weight.ndim == 0 else weight
         self._record(
             msg,
             fn,
             natural,
-            statistics,
-            log_base,
+            weight,
+            jnp.zeros(()),
             value,
             own=None,
             plates=plates,
             in_family_form=True,
+            origin=origin,
         )
 
     def _record(self, msg, fn, natural, coefficient, offset, value, *, own, plates,
-                in_family_form=False, folded=False) -> None:  # fmt: skip
+                in_family_form=False, folded=False, origin=None) -> None:  # fmt: skip
         name = msg["name"] + self.context.suffix
         if name in self.out.terms:
             raise ModelError(
@@ -432,7 +436,8 @@ class Interpreter(Messenger):
             )
         family = family_of(fn.base)
         arguments = {} if family is None else arguments_of(fn.base)
-        self.out.terms[name] = Term(natural, coefficient, offset, arguments, value)
+        origin = jnp.zeros(()) if origin is None else origin
+        self.out.terms[name] = Term(natural, coefficient, offset, arguments, value, origin)
         self.out.specs[name] = TermSpec(
             name, msg["name"], plates, self.context.time, family, in_family_form, own,
             fn.reinterpreted, fn.base.event_dim, type(fn.base), folded,
@@ -446,22 +451,27 @@ def arguments_of(base: Any) -> dict[str, Array]:
     return {n: jnp.asarray(getattr(base, n)) for n in names if not (given and n == "scale_tril")}
 
 
-def rebuild(spec: TermSpec, arguments: Mapping[str, Array], rank: int) -> Any:
-    """A term's base distribution again, its arguments aligned to the common layout.
+def distribution(term: Term, spec: TermSpec) -> Any:
+    """A term's base distribution again, its batch in the common layout."""
+    return spec.cls(**term.arguments, validate_args=False)
 
-    Args:
-        spec: of the term.
-        arguments: by name; with the time axis first in the body of a scan.
-        rank: number of layout dimensions, reinterpreted ones included.
-    """
-    aligned = {}
-    for name, x in arguments.items():
-        tail = spec.cls.arg_constraints[name].event_dim
-        if spec.time is None:
-            aligned[name] = align(x, rank, tail)
-        else:
-            aligned[name] = x.reshape(x.shape[:1] + (1,) * (rank + tail - x.ndim) + x.shape[1:])
-    return spec.cls(**aligned, validate_args=False)
+
+def statistics_of(term: Term, spec: TermSpec) -> tuple[Array, Array]:
+    """Weighted statistics (layout, P + 1), the last one the weight itself, and log h (layout,)."""
+    family, d = spec.family, distribution(term, spec)
+    assert family is not None
+    statistics = family.statistics(d, term.value, term.origin)
+    ones = jnp.ones((*statistics.shape[:-1], 1), statistics.dtype)
+    statistics = jnp.concatenate([statistics, ones], -1)
+    weight, log_base = term.coefficient, family.log_base(d, term.value)
+    statistics = jnp.where(weight[..., None] == 0, 0.0, weight[..., None] * statistics)
+    log_base = jnp.where(weight == 0, 0.0, weight * log_base)
+    r = spec.reinterpreted
+    if r:
+        event = _event_sizes(term.value, spec.event_dim, r)
+        statistics = flatten_event(statistics, event)
+        log_base = sum_event(jnp.broadcast_to(log_base, (*log_base.shape[:-r], *event)), r)
+    return statistics, log_base
 
 
 def _family(base: Any) -> Family:
@@ -525,7 +535,13 @@ def _reduce_event(
     return sum_event(coefficient * kept, r), jnp.ones(()), True
 
 
-def _flatten_event(x: Array, event: tuple[int, ...]) -> Array:
+def _event_sizes(value: Array, event_dim: int, reinterpreted: int) -> tuple[int, ...]:
+    """Sizes of the dimensions that `to_event` made part of the event."""
+    end = value.ndim - event_dim
+    return value.shape[end - reinterpreted : end]
+
+
+def flatten_event(x: Array, event: tuple[int, ...]) -> Array:
     """(*batch, *event', P) -> (*batch, prod(event) P), event' broadcast to event."""
     batch = x.shape[: x.ndim - 1 - len(event)]
     return jnp.broadcast_to(x, (*batch, *event, x.shape[-1])).reshape(*batch, -1)
@@ -571,7 +587,7 @@ def _fold_loose(term: Term, name: str, out: Evaluation) -> Term:
                 f"not in a plate. Put it under numpyro.plate (in the plate of '{v.site}')."
             )
     natural, coefficient = jnp.broadcast_arrays(term.natural, term.coefficient)
-    table = jnp.where(coefficient == 0, 0.0, coefficient * natural) + term.offset
+    table = coefficient * jnp.where(coefficient == 0, 0.0, natural) + term.offset
     axes = tuple(rank + d for d in loose)
     total = jnp.broadcast_to(table, shape).sum(axes, keepdims=True)
     one = (1,) * rank
@@ -587,24 +603,24 @@ def _owned(dim: int, variables: Mapping[int, Variable], out: Evaluation) -> bool
 
 def _aligned(term: Term, spec: TermSpec, rank: int, times: list[str]) -> Term:
     """Bring every array of a term to the layout of the module's head."""
-    tail = int(spec.in_family_form)
     place = 1 + times.index(spec.time) if spec.time is not None else 0
 
-    def layout(x: Array, tail: int, own_rank: int) -> Array:
+    def layout(x: Array, tail: int) -> Array:
         if spec.time is None:
             return align(x, rank, tail)
-        # own_rank counts the axes after the time axis, which the scan has put first
+        # the scan has put the time axis first
         front, rest = x.shape[:1], x.shape[1:]
         body = (1,) * (rank + tail - len(rest)) + rest
         return x.reshape(front + (1,) * (place - 1) + body)
 
-    event = spec.event_dim + spec.reinterpreted
+    r, constraints = spec.reinterpreted, spec.cls.arg_constraints
     return Term(
-        layout(term.natural, tail, rank),
-        layout(term.coefficient, tail, rank),
-        layout(term.offset, 0, rank),
-        term.arguments,
-        layout(term.value, 0 if spec.own else event, rank),
+        layout(term.natural, int(spec.in_family_form)),
+        layout(term.coefficient, r if spec.in_family_form else 0),
+        layout(term.offset, 0),
+        {k: layout(v, r + constraints[k].event_dim) for k, v in term.arguments.items()},
+        layout(term.value, 0 if spec.own else spec.event_dim + r),
+        term.origin if spec.time is None else term.origin[0],
     )
 
 

@@ -42,8 +42,11 @@ class SurveyedSite:
     batch_ndim: int
     fn: Unwrapped | None = None
     batch_shape: tuple[int, ...] = ()
-    event_dim: int = 0
     event_shape: tuple[int, ...] = ()
+
+    @property
+    def event_dim(self) -> int:
+        return len(self.event_shape)
 
     @property
     def discrete(self) -> bool:
@@ -52,10 +55,14 @@ class SurveyedSite:
 
 @dataclass
 class Survey:
-    """All sites in program order, and the length of each scan."""
+    """All sites in program order, the length of each scan, and what is observed in scans.
+
+    `series` has, by observed site of a scan, its values and mask with time as their first axis.
+    """
 
     sites: dict[str, SurveyedSite] = field(default_factory=dict)
     lengths: list[int] = field(default_factory=list)
+    series: dict[str, tuple[np.ndarray, np.ndarray | None]] = field(default_factory=dict)
 
 
 class Surveyor(Messenger):
@@ -63,16 +70,21 @@ class Surveyor(Messenger):
 
     Args:
         values: values for some unobserved sites; the rest are drawn.
+        seed: another number, other draws.
     """
 
-    def __init__(self, values: Mapping[str, Array] | None = None):
+    def __init__(self, values: Mapping[str, Array] | None = None, seed: int = 0):
         super().__init__(None)
-        self.values = values or {}
+        self.values, self.seed = values, seed
         self.out = Survey()
         self.scan: int | None = None
+        self.recorded: dict[str, tuple] | None = None  # while a whole series is recorded
 
     def process_message(self, msg: dict) -> None:
         kind = msg["type"]
+        if self.recorded is not None:
+            self._record(msg)
+            return
         if kind == "control_flow":
             self._scan(msg)
         elif kind == "plate":
@@ -82,14 +94,23 @@ class Surveyor(Messenger):
                     f"plate '{msg['name']}': subsample_size={subsample} of {size}. Exact EM "
                     "needs every element; remove subsample_size."
                 )
-        elif kind == "param" and msg["name"] in self.values:
+        elif kind == "param" and msg["name"] in (self.values or {}):
             msg["value"] = self.values[msg["name"]]
         elif kind == "sample" and not msg["is_observed"]:
-            name = msg["name"]
-            msg["value"] = self.values[name] if name in self.values else draw(name, msg["fn"])
+            name, values = msg["name"], self.values or {}
+            msg["value"] = values[name] if name in values else draw(name, msg["fn"], self.seed)
+
+    def _record(self, msg: dict) -> None:
+        """One step of a series: unobserved sites as at the first step, observed ones noted."""
+        known = self.out.sites.get(msg.get("name", ""))
+        if msg["type"] == "param" or (msg["type"] == "sample" and not msg["is_observed"]):
+            msg["value"] = known.value if known is not None else msg["value"]
+        elif msg["type"] == "sample" and not isinstance(unwrap(msg["fn"]).base, Unit):
+            mask = unwrap(msg["fn"]).mask
+            self.recorded[msg["name"]] = (jnp.asarray(msg["value"]), mask)
 
     def postprocess_message(self, msg: dict) -> None:
-        if msg["type"] not in ("sample", "param"):
+        if msg["type"] not in ("sample", "param") or self.recorded is not None:
             return
         name = msg["name"]
         if name in self.out.sites:
@@ -102,7 +123,7 @@ class Surveyor(Messenger):
             fn = msg["fn"]
             site = SurveyedSite(
                 name, "sample", msg["is_observed"], msg["value"], fn.support, frames, self.scan,
-                _batch_ndim(msg), unwrap(fn), tuple(fn.batch_shape), fn.event_dim,
+                _batch_ndim(msg), unwrap(fn), tuple(fn.batch_shape),
                 tuple(fn.event_shape),
             )  # fmt: skip
         self.out.sites[name] = site
@@ -121,8 +142,26 @@ class Surveyor(Messenger):
             carry, y = f(init, jax.tree.map(lambda x: x[0], xs))
         finally:
             self.scan = None
+        if self.values is None:
+            self.out.series |= self._series(f, init, xs, length)
         repeat = lambda v: jnp.broadcast_to(jnp.asarray(v), (length, *jnp.shape(v)))  # noqa: E731
         msg["value"] = ((length, None, carry), (PytreeTrace({}), jax.tree.map(repeat, y)))
+
+    def _series(self, f: Callable, init: Any, xs: Any, length: int) -> dict[str, tuple]:
+        """Observed values and masks of all steps of a scan."""
+
+        def step(carry: Any, x: Any) -> tuple[Any, dict]:
+            self.recorded = {}
+            with handlers.seed(rng_seed=0):
+                after, _ = f(carry, x)
+            fit = lambda new, old: jnp.broadcast_to(new, old.shape).astype(old.dtype)  # noqa: E731
+            return jax.tree.map(fit, after, carry), self.recorded
+
+        try:
+            _, series = jax.lax.scan(step, jax.tree.map(jnp.asarray, init), xs, length=length)
+        finally:
+            self.recorded = None
+        return jax.tree.map(np.asarray, series)
 
 
 def _batch_ndim(msg: dict) -> int:
@@ -132,16 +171,16 @@ def _batch_ndim(msg: dict) -> int:
     return max(len(fn.batch_shape), data)
 
 
-def draw(name: str, fn: Any) -> Array:
-    """Some value in the support of a distribution."""
+def draw(name: str, fn: Any, seed: int = 0) -> Array:
+    """Some value in the support of a distribution; of a finite one, the `seed`-th."""
     base = unwrap(fn).base
     if base.support.is_discrete:
         try:
-            first = base.enumerate_support(expand=False)[0]
-            return jnp.broadcast_to(first, fn.shape())
+            atoms = base.enumerate_support(expand=False)
+            return jnp.broadcast_to(atoms[seed % len(atoms)], fn.shape())
         except NotImplementedError:
             pass
-    key = jax.random.key(zlib.crc32(name.encode()))
+    key = jax.random.fold_in(jax.random.key(zlib.crc32(name.encode())), seed)
     try:
         return fn.sample(key)
     except NotImplementedError:
@@ -149,9 +188,9 @@ def draw(name: str, fn: Any) -> Array:
         return bijection(fn.support)(0.1 * jax.random.normal(key, shape))
 
 
-def survey(program: Callable, args: tuple, kwargs: Mapping, values=None) -> Survey:
+def survey(program: Callable, args: tuple, kwargs: Mapping, values=None, seed: int = 0) -> Survey:
     """Run the program once and note its sites."""
-    surveyor = Surveyor(values)
+    surveyor = Surveyor(values, seed)
     with handlers.seed(rng_seed=0), surveyor:
         program(*args, **kwargs)
     return surveyor.out
@@ -226,9 +265,9 @@ def _role(site: SurveyedSite, by_rule: bool, latents: Sequence[str] | None) -> s
     return "latent" if by_rule else "parameter"
 
 
-def is_partial(site: SurveyedSite) -> bool:
+def is_partial(site: SurveyedSite, value: Any) -> bool:
     """An observed discrete site whose missing entries can be summed over."""
     if not site.observed or not site.discrete or site.fn is None or site.event_dim:
         return False
-    value = np.asarray(site.value)
+    value = np.asarray(value)
     return value.dtype.kind == "f" and bool(np.isnan(value).any())

@@ -1,12 +1,13 @@
 """The exact E-step for discrete latents: weights are the gradient of log Z."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from emprob.estep import blocks
 from emprob.model import LatentModel, factors, layout
 from emprob.partition.plates import Factor, Reduce, log_partition, log_sum_exp
 from emprob.program import Evaluation
@@ -31,9 +32,7 @@ def log_partition_of(
 def with_naturals(out: Evaluation, naturals: dict[str, Array]) -> Evaluation:
     """The same program with other values of its naturals."""
     terms = {k: t._replace(natural=naturals[k]) for k, t in out.terms.items()}
-    return Evaluation(
-        terms, out.specs, out.plates, out.variables, out.atoms, out.chains, evidence=out.evidence
-    )
+    return replace(out, terms=terms)
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,10 @@ class Enumerate:
         def log_z(naturals: dict[str, Array]) -> Array:
             return log_partition_of(with_naturals(out, naturals))
 
-        value, weights = jax.value_and_grad(log_z)(naturals)
-        return Posterior(value, weights)
+        plate = blocks.plate_of(out)
+        if plate is not None:
+            return Posterior(*blocks.value_and_grad(out, plate, log_partition_of))
+        return Posterior(*jax.value_and_grad(log_z)(naturals))
 
 
 def inner(weights: dict[str, Array], naturals: dict[str, Array]) -> Array:

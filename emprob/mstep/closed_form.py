@@ -18,7 +18,7 @@ from numpyro.distributions import constraints
 from emprob.families import Argument, View
 from emprob.model import Assignment, LatentModel
 from emprob.probe import cell_key
-from emprob.program import Evaluation, rebuild
+from emprob.program import Evaluation, distribution
 from emprob.types import Params, Posterior
 
 
@@ -141,8 +141,7 @@ def expected_statistics(
     spec, term = out.specs[name], out.terms[name]
     family = spec.family
     assert family is not None
-    rank = term.natural.ndim - int(spec.in_family_form) + spec.reinterpreted
-    d = rebuild(spec, term.arguments, rank)
+    d = distribution(term, spec)
     if spec.in_family_form:
         layout = weight.shape[:-1]
         event = _event_sizes(term.value, spec)
