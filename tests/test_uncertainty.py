@@ -188,7 +188,7 @@ def differences_of_the_score(model, params):
 
     def score(flat):
         by_site = curvature.unflatten(model, jnp.asarray(flat), w)
-        return np.asarray(curvature._curvature(model, by_site, point.size)[1])
+        return np.asarray(curvature._curvature(model, by_site, point.size).score)
 
     out, h = [], 1e-5
     for e in np.eye(point.size):
@@ -307,6 +307,46 @@ def test_a_parameter_that_does_nothing():
     assert report.null_directions == ("1 unused",)
     se = uncertainty.standard_errors(model, {"a": x.mean(), "unused": 3.0})
     assert np.isnan(se["unused"]) and se["a"] == pytest.approx(1 / np.sqrt(30))
+
+
+def test_separated_classes_have_no_finite_estimate():
+    def logistic(x, y):
+        a, b = flat("a"), flat("b")
+        with numpyro.plate("n", x.shape[0]):
+            numpyro.sample("y", dist.Bernoulli(logits=a + b * x), obs=y)
+
+    x = np.linspace(-1, 1, 40)
+    model = ep.bind(logistic, x, (x > 0).astype(float))
+    params = {"a": 0.0, "b": 600.0}  # where an ascent gives up
+    report = uncertainty.report(model, params)
+    assert "b (the estimate diverges)" in report.null_directions
+    assert np.isnan(uncertainty.standard_errors(model, params)["b"])
+    overlapping = ep.bind(logistic, x, ((x > 0) ^ (np.arange(40) % 7 == 0)).astype(float))
+    found = climb_newton(overlapping, {"a": 0.0, "b": 1.0})
+    assert uncertainty.report(overlapping, found).identified
+
+
+def climb_newton(model, params):
+    """MAP steps, to rounding error."""
+    state = ep.MAP().init(model, {k: jnp.asarray(v, float) for k, v in params.items()})
+    step = jax.jit(lambda m, s: ep.MAP().step(m, s)[0])
+    for _ in range(50):
+        state = step(model, state)
+    return {k: np.asarray(v) for k, v in state.params.items()}
+
+
+def test_a_rate_without_counts_diverges_and_one_with_a_single_count_does_not():
+    def rates(y):
+        with numpyro.plate("n", y.shape[0]):
+            log_rate = flat("log_rate")
+            numpyro.sample("y", dist.Poisson(jnp.exp(log_rate)), obs=y)
+
+    model = ep.bind(rates, np.array([0.0, 1.0, 5.0]), latents=())
+    params = {"log_rate": np.array([-15.0, 0.0, np.log(5.0)])}
+    report = uncertainty.report(model, params)
+    assert report.null_directions == ("log_rate[0] (the estimate diverges)",)
+    se = uncertainty.standard_errors(model, params)["log_rate"]
+    np.testing.assert_allclose(se[1:], [1.0, 1 / np.sqrt(5)], rtol=1e-9)
 
 
 def test_a_saddle_is_named(two_normals):
