@@ -5,6 +5,7 @@ exponential families with parameters that do not vary along the data, which do n
 and where each parameter stands, all by evaluating the program at a few random parameters.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
@@ -17,16 +18,16 @@ from jax import Array
 
 from emprob.dependence import dependence
 from emprob.errors import ModelError, nearest
-from emprob.explain import explain
 from emprob.estep.enumerate import log_partition_of
+from emprob.explain import explain
 from emprob.model import Data, LatentModel, Same, Slot, Static, StaticArray, Structure
-from emprob.partition.plates import TableTooLarge
+from emprob.partition.plates import MAX_TABLE_BYTES, TableTooLarge
 from emprob.plan import describe, make_plan
 from emprob.prepare import prepare
 from emprob.probe import probe
 from emprob.roles import Survey, assign_roles, is_partial, prior_dependence, survey
 from emprob.space import bijection
-from emprob.validate import check_data, check_repeatable
+from emprob.validate import check_data, check_repeatable, check_table_size
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ def check_value(what: str, name: str, value: Any, found: Survey) -> np.ndarray:
 
 def _shape(site: Any, found: Survey) -> tuple[int, ...]:
     time = () if site.scan is None else (found.lengths[site.scan],)
-    return (*time, *np.shape(site.value))
+    return (*time, *site.shape)
 
 
 def split(args: tuple, kwargs: Mapping, frozen: bool) -> tuple[Any, tuple, tuple]:
@@ -227,10 +228,21 @@ def _check_shapes(model: LatentModel) -> tuple[LatentModel, Any]:
             if frozen:
                 raise explain(error) from error
         except TableTooLarge as error:
+            _refuse_table(model, initial, error)
             raise ModelError(str(error)) from error
         except Exception as error:
             raise explain(error) from error
     raise AssertionError("unreachable")
+
+
+def _refuse_table(model: LatentModel, initial: Mapping[str, Array], error: TableTooLarge) -> None:
+    """Name the latents whose joint table is too large."""
+    found: list = []
+    jax.eval_shape(lambda m, p: found.extend(m.evaluate(p).variables.values()), model, initial)
+    shape = error.shape
+    meeting = {v.name: v.size for v in found if len(shape) >= -v.dim and shape[v.dim] > 1}
+    batch = math.prod(shape) // max(math.prod(meeting.values()), 1)
+    check_table_size(meeting, MAX_TABLE_BYTES, batch)
 
 
 def random_params(model: LatentModel, seed: int) -> dict[str, Array]:

@@ -107,10 +107,8 @@ def _outputs(eqn: Any, atoms: list[Atom]) -> list[Atom]:
 
 
 def _bind(eqn: Any, data: list[Datum]) -> list:
-    functions, params = eqn.primitive.get_bind_params(eqn.params)
-
     def apply(*values: Any) -> list:
-        out = eqn.primitive.bind(*functions, *values, **params)
+        out = eqn.primitive.bind(*values, **eqn.params)
         return list(out) if eqn.primitive.multiple_results else [out]
 
     axes = [0 if d.over_time else None for d in data]
@@ -124,12 +122,7 @@ def _scan(eqn: Any, atoms: list[Atom]) -> list[Atom]:
     consts, carry = eqn.params["num_consts"], eqn.params["num_carry"]
     body = eqn.params["jaxpr"]
     state = [Atom(None, a.reached) for a in atoms[consts : consts + carry]]
-    xs = [
-        Atom(
-            None if a.datum is None or a.datum.over_time else Datum(a.datum.value, True), a.reached
-        )
-        for a in atoms[consts + carry :]
-    ]
+    xs = [_over_time(a) for a in atoms[consts + carry :]]
     fixed = [_given(c) for c in body.consts]
     while True:
         out = _walk(body.jaxpr, fixed, [*atoms[:consts], *state, *xs])
@@ -137,6 +130,12 @@ def _scan(eqn: Any, atoms: list[Atom]) -> list[Atom]:
         if new == state:
             return [Atom(None, a.reached) for a in out]
         state = new
+
+
+def _over_time(atom: Atom) -> Atom:
+    if atom.datum is None or atom.datum.over_time:  # a scan in a scan is not followed
+        return Atom(None, atom.reached)
+    return Atom(Datum(atom.datum.value, True), atom.reached)
 
 
 def _offenders(eqn: Any, atoms: list[Atom]) -> frozenset[Outside]:

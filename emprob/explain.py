@@ -22,6 +22,7 @@ TRACED = (
 BROADCAST = re.compile(
     r"[Ii]ncompatible (shapes|batch|dimensions)|broadcast|shapes must be equal|must be .*broadcast"
 )
+INVALID = re.compile(r"(\w+) distribution got invalid (\w+) parameter")
 LIBRARIES = tuple(
     str(Path(str(m.__file__)).parent) for m in (jax, numpyro) if m.__file__ is not None
 ) + (str(Path(__file__).parent),)
@@ -36,12 +37,14 @@ class Place(NamedTuple):
         message: NumPyro's message of that site, or None.
         plate: name and size of the plate being made, or None.
         line: "file:line: code" of the program, or "".
+        plates: name -> size of the plates met so far.
     """
 
     site: str | None
     message: dict | None
     plate: tuple[str, Any] | None
     line: str
+    plates: dict[str, Any]
 
 
 def explain(error: BaseException) -> Exception:
@@ -68,6 +71,14 @@ def explain(error: BaseException) -> Exception:
     if isinstance(error, NotImplementedError) and "control flow" in str(error):
         return ModelError(
             f"scan under a plate is not supported.{line} Move the plate inside the scan's body."
+        )
+    invalid = INVALID.search(str(error))
+    if invalid is not None:
+        return ModelError(
+            f"{where}: the {invalid[2]} of its {invalid[1]} is outside what it allows, at a draw "
+            f"from the prior.{line} If a parameter stands there, give it a prior with the same "
+            "support (HalfNormal or LogNormal for a scale, Dirichlet for probabilities); if data "
+            "do, correct them."
         )
     if BROADCAST.search(str(error)):
         return _shape_error(place, where, line, text)
@@ -96,17 +107,20 @@ def _shape_error(place: Place, where: str, line: str, text: str) -> Exception:
             f"{where}: arrays of the program do not fit together: {text}.{line} Compare the "
             "shapes of the data with one another and with the sizes of the plates."
         )
-    plates = ", ".join(f"'{f.name}' (dim {f.dim}, size {f.size})" for f in msg["cond_indep_stack"])
+    inside = {f.name: f"'{f.name}' (dim {f.dim}, size {f.size})" for f in msg["cond_indep_stack"]}
+    around = {n: f"'{n}' (size {size})" for n, size in place.plates.items()}
+    plates = ", ".join({**around, **inside}.values())
     return DataError(
         f"{where}: its distribution has batch shape {tuple(msg['fn'].batch_shape)}, which does not "
-        f"fit its plates {plates}.{line} Make each array's length along a plate's dim the size "
-        "of that plate."
+        f"fit the plates {plates}.{line} Make each array as long along a plate's dim as "
+        "the plate."
     )
 
 
 def find_place(error: BaseException) -> Place:
     """The deepest site, plate and line of the program in a traceback."""
     site, message, plate, line = None, None, None, ""
+    plates: dict[str, Any] = {}
     for frame, number in traceback.walk_tb(error.__traceback__):
         file, here = frame.f_code.co_filename, frame.f_locals
         if not file.startswith(LIBRARIES) and "importlib" not in file:
@@ -115,13 +129,14 @@ def find_place(error: BaseException) -> Place:
             found = SITE.search(text)
             site, message, plate = (found[1] if found else None), None, None
         msg = here.get("msg")
+        plates = getattr(here.get("surveyor"), "plates", plates)
         if isinstance(msg, dict) and msg.get("type") in ("sample", "param") and "name" in msg:
             site, message = msg["name"], msg
         elif _is_in(frame, "sample") and isinstance(here.get("name"), str):
             site = here["name"]
         elif frame.f_code.co_qualname.startswith("plate.") and "size" in here:
             plate = (here.get("name"), here["size"])
-    return Place(site, message, plate, line.rstrip(": "))
+    return Place(site, message, plate, line.rstrip(": "), plates)
 
 
 def _is_in(frame: FrameType, function: str) -> bool:

@@ -49,6 +49,13 @@ class SurveyedSite:
         return len(self.event_shape)
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the site's value, at one time step."""
+        if self.kind == "sample" and not self.observed:
+            return (*self.batch_shape, *self.event_shape)
+        return np.shape(self.value)
+
+    @property
     def discrete(self) -> bool:
         return bool(self.fn is not None and self.fn.base.support.is_discrete)
 
@@ -77,6 +84,7 @@ class Surveyor(Messenger):
         super().__init__(None)
         self.values, self.seed = values, seed
         self.out = Survey()
+        self.plates: dict[str, int] = {}  # met so far, for messages
         self.scan: int | None = None
         self.recorded: dict[str, tuple] | None = None  # while a whole series is recorded
 
@@ -89,6 +97,7 @@ class Surveyor(Messenger):
             self._scan(msg)
         elif kind == "plate":
             size, subsample = msg["args"]
+            self.plates[msg["name"]] = size
             if subsample is not None and subsample != size:
                 raise ModelError(
                     f"plate '{msg['name']}': subsample_size={subsample} of {size}. Exact EM "
@@ -172,12 +181,16 @@ def _batch_ndim(msg: dict) -> int:
 
 
 def draw(name: str, fn: Any, seed: int = 0) -> Array:
-    """Some value in the support of a distribution; of a finite one, the `seed`-th."""
+    """Some value in the support of a distribution; of a finite one, the `seed`-th.
+
+    The latter has size one in every plate, as it will have when it is enumerated: a plain run then
+    costs no more than one element.
+    """
     base = unwrap(fn).base
     if base.support.is_discrete:
         try:
             atoms = base.enumerate_support(expand=False)
-            return jnp.broadcast_to(atoms[seed % len(atoms)], fn.shape())
+            return jnp.broadcast_to(atoms[seed % len(atoms)], (1,) * len(fn.shape()))
         except NotImplementedError:
             pass
     key = jax.random.fold_in(jax.random.key(zlib.crc32(name.encode())), seed)
@@ -268,6 +281,8 @@ def _role(site: SurveyedSite, by_rule: bool, latents: Sequence[str] | None) -> s
 def is_partial(site: SurveyedSite, value: Any) -> bool:
     """An observed discrete site whose missing entries can be summed over."""
     if not site.observed or not site.discrete or site.fn is None or site.event_dim:
+        return False
+    if not site.fn.base.has_enumerate_support:  # a missing count sums to one by itself
         return False
     value = np.asarray(value)
     return value.dtype.kind == "f" and bool(np.isnan(value).any())

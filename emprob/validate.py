@@ -41,6 +41,9 @@ __all__ = [
     "prepare",
 ]
 
+REMEDY = (
+    "Give its parameter a prior on the positive numbers (HalfNormal, LogNormal), or use jnp.exp."
+)
 NUM_PROBES = 3  # draws from the prior at which supports and scales are looked at
 POSITIVE = (type(constraints.positive), type(constraints.softplus_positive))
 
@@ -55,7 +58,8 @@ def check_data(
 
     Args:
         program: the NumPyro model.
-        args, kwargs: its prepared arguments.
+        args: its prepared arguments.
+        kwargs: by name.
         found: its survey.
 
     Returns:
@@ -102,9 +106,8 @@ def check_scales(surveys: Sequence[Survey]) -> None:
                 least = np.min(np.asarray(value))
                 if least < 0:
                     raise ModelError(
-                        f"site '{name}': the {argument} of its {type(base).__name__} is {least:.4g} "
-                        "at a draw from the prior, but must be positive. Give its parameter a "
-                        "prior on the positive numbers (HalfNormal, LogNormal), or use jnp.exp."
+                        f"site '{name}': the {argument} of its {type(base).__name__} is "
+                        f"{least:.4g} at a draw from the prior, but must be positive. " + REMEDY
                     )
 
 
@@ -131,9 +134,9 @@ def check_indices(program: Callable, args: tuple, kwargs: Mapping, found: Survey
 
     try:
         closed, shapes = jax.make_jaxpr(arguments, return_shape=True)(free)
+        reached = jax.tree.unflatten(jax.tree.structure(shapes), outside_indices(closed))
     except Exception:  # what cannot be traced like this is reported where it matters
         return
-    reached = jax.tree.unflatten(jax.tree.structure(shapes), outside_indices(closed))
     for name in found.sites:
         for outside in frozenset().union(*reached.get(name, ())):
             raise DataError(f"site '{name}': {outside}")
@@ -206,7 +209,7 @@ def check_table_size(sizes: Mapping[str, int], max_table_bytes: float, batch: in
         shown = ", ".join(names) if len(names) < 5 else f"{names[0]}..{names[-1]}"
         raise ModelError(
             f"enumerating {shown} needs {size_text(cells)} cells ({bytes_text(8 * cells)}), limit "
-            f"{bytes_text(max_table_bytes)} (max_table_bytes). Give the latents plates, chain them "
+            f"{bytes_text(max_table_bytes)}. Give the latents plates, chain them "
             "with scan, or break the dependence between them."
         )
 

@@ -42,7 +42,15 @@ MAX_TABLE_BYTES = 2 * 10**9
 
 
 class TableTooLarge(ValueError):
-    """Eliminating a variable would need a table over the limit."""
+    """Eliminating a variable would need a table over the limit.
+
+    Attributes:
+        shape: of the table.
+    """
+
+    def __init__(self, message: str, shape: tuple[int, ...] = ()):
+        super().__init__(message)
+        self.shape = shape
 
 
 class Axis(Protocol):
@@ -193,7 +201,8 @@ def _check_size(factors: Sequence[Factor]) -> None:
             f"enumerating the latents needs a table of {cells:.3g} cells ({8 * cells:.3g} bytes), "
             f"the limit is {MAX_TABLE_BYTES:.3g} bytes. Factors of shapes "
             f"{[f.array.shape for f in factors][:6]} meet in one sum. Give the latents plates, or "
-            "break the dependence between them."
+            "break the dependence between them.",
+            shape,
         )
 
 
