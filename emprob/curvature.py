@@ -178,41 +178,43 @@ def coordinates_of(model: Any, params: Mapping[str, Array]) -> dict[str, Array]:
 
 
 class _Curvature(NamedTuple):
-    """Objective, gradient (F,), Hessian (F, F), and falls (2, F) one conditional SE up and down.
-
-    A fall is how far the objective stays below its tangent: one half, if it is quadratic.
-    """
+    """Objective, gradient (F,) and Hessian (F, F) in all coordinates."""
 
     value: Array
     score: Array
     hessian: Array
-    falls: Array
+
+
+def _objective(model: Any, like: Mapping[str, Array], flat: Array) -> Array:
+    w = unflatten(model, flat, like)
+    return model.objective(chart.from_coordinates(model.data.transforms, w))
 
 
 @partial(jax.jit, static_argnames="batch")
 def _curvature(model: Any, coordinates: Mapping[str, Array], batch: int) -> _Curvature:
     """Derivatives at a point: forward over reverse, the columns in batches."""
-
-    def objective(flat: Array) -> Array:
-        w = unflatten(model, flat, coordinates)
-        return model.objective(chart.from_coordinates(model.data.transforms, w))
-
     point = flatten(model, coordinates)
-    value, score = jax.value_and_grad(objective)(point)
-    column = lambda e: jax.jvp(jax.grad(objective), (point,), (e,))[1]  # noqa: E731
+    both = jax.value_and_grad(partial(_objective, model, coordinates))
+    (value, score), push = jax.linearize(both, point)
+    column = lambda e: push(e)[1]  # noqa: E731
     basis = jnp.eye(point.size)
-    every = jax.vmap(column) if batch >= point.size else partial(_in_batches, column, batch)
-    hessian = every(basis)
-    diagonal = -jnp.diagonal(hessian)
-    step = jnp.where(diagonal > 0, 1 / jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0)), 0.0)
+    if batch >= point.size:
+        return _Curvature(value, score, jax.vmap(column)(basis))
+    return _Curvature(value, score, lax.map(column, basis, batch_size=batch))
+
+
+@jax.jit
+def _falls(model: Any, coordinates: Mapping[str, Array], at: _Curvature, step: Array) -> Array:
+    """How far the objective stays below its tangent a step up and down each coordinate, (2, F)."""
+    point = flatten(model, coordinates)
+
+    def fall(e: Array, move: Array) -> Array:
+        far = _objective(model, coordinates, point + move * e)
+        return at.value + move * (at.score @ e) - far
+
     moves = jnp.concatenate([step, -step])
-    fall = lambda e, m: value + m * (score @ e) - objective(point + m * e)  # noqa: E731
-    falls = lax.map(lambda x: fall(*x), (jnp.tile(basis, (2, 1)), moves), batch_size=batch)
-    return _Curvature(value, score, hessian, falls.reshape(2, -1))
-
-
-def _in_batches(function: Any, batch: int, x: Array) -> Array:
-    return lax.map(function, x, batch_size=batch)
+    basis = jnp.tile(jnp.eye(point.size), (2, 1))
+    return lax.map(lambda x: fall(*x), (basis, moves)).reshape(2, -1)
 
 
 @jax.jit
@@ -254,8 +256,10 @@ def information(model: Any, params: Mapping[str, Any]) -> UncertaintyReport:
         w = coordinates_of(model, values)
         size = sum(x.size for x in w.values())
         _check_size(size)
+        layout = _layout(model, values, w)
         found = _curvature(model, w, _batch(model, values, size))
-        return _report(_layout(model, values, w), _Curvature(*map(np.asarray, found)))
+        at = _Curvature(*map(np.asarray, found))
+        return _report(layout, at, _diverging(model, w, layout, at))
 
 
 def as_arrays(params: Mapping[str, Any]) -> dict[str, Array]:
@@ -280,6 +284,7 @@ class _Layout(NamedTuple):
     hard: np.ndarray  # at the end of an interval
     soft: np.ndarray  # near the end of a half-line: at the boundary if it carries no information
     reference: np.ndarray  # the largest entry of each simplex row
+    bounded: np.ndarray  # a log or log-odds
 
 
 def _layout(model: Any, params: Mapping[str, Array], w: Mapping[str, Array]) -> _Layout:
@@ -297,22 +302,22 @@ def _site_marks(transform: Any, value: np.ndarray, x: np.ndarray) -> tuple[np.nd
         largest = np.arange(value.shape[-1]) == value.argmax(-1)[..., None]
         zero = value < chart.BOUNDARY
         alone = (zero | largest).all(-1, keepdims=True)
-        return zero | (alone & largest), none, largest & ~alone
+        return zero | (alone & largest), none, largest & ~alone, ~none
     if value.shape != x.shape:
-        return none, none, none
+        return none, none, none, none
     limits = chart.bounds(transform, value.shape)
-    near = chart.at_bound(value, limits)
-    interval = np.isfinite(limits.low) & np.isfinite(limits.high)
-    return near & interval, near & ~interval, none
+    near, ends = chart.at_bound(value, limits), np.isfinite(limits)
+    interval = ends[0] & ends[1]
+    return near & interval, near & ~interval, none, ends[0] | ends[1]
 
 
-def _report(layout: _Layout, at: _Curvature) -> UncertaintyReport:
+def _report(layout: _Layout, at: _Curvature, diverging: np.ndarray) -> UncertaintyReport:
     full = -0.5 * (at.hessian + at.hessian.T)
     diagonal = np.abs(np.diag(full))
     edge = layout.hard | (layout.soft & (diagonal < 1e-6))
     free = ~(edge | layout.reference)
     flat = diagonal * (1 + layout.value**2) < NO_INFORMATION * (1 + abs(at.value))
-    diverging = free & ~flat & _diverging(at, diagonal)
+    diverging = free & ~flat & diverging
     matrix = np.where((flat | diverging) | (flat | diverging)[:, None], 0.0, full)
     matrix = matrix[np.ix_(free, free)]
     labels = tuple(label for label, f in zip(layout.labels, free, strict=True) if f)
@@ -337,16 +342,24 @@ def _report(layout: _Layout, at: _Curvature) -> UncertaintyReport:
     )
 
 
-def _diverging(at: _Curvature, diagonal: np.ndarray) -> np.ndarray:
+def _diverging(model: Any, w: Mapping, layout: _Layout, at: _Curvature) -> np.ndarray:
     """Coordinates along which the objective is no parabola, not even roughly, one SE away.
 
     A likelihood that rises for ever (separated classes, a rate that goes to zero) has a curvature
     that dies out along the way: its inverse would be a large, finite, meaningless variance.
     """
-    near = np.abs(at.score) < 0.1 * np.sqrt(diagonal)  # elsewhere this is no stationary point
-    falls = np.where(np.isnan(at.falls), np.inf, at.falls)
-    plateau = (falls < LEAST_FALL).any(0) & (np.diag(at.hessian) < 0)
-    return near & (plateau | (falls > MOST_FALL).all(0))
+    diagonal = -np.diag(at.hessian)
+    curved = diagonal > 0
+    step = np.where(curved, 1 / np.sqrt(np.where(curved, diagonal, 1.0)), 0.0)
+    near = np.abs(at.score) * step < 0.1  # elsewhere this is no stationary point
+    suspect = (
+        curved & near & ~layout.hard & (step > np.where(layout.bounded, 1.0, np.abs(layout.value)))
+    )
+    if not suspect.any():
+        return suspect
+    falls = np.asarray(_falls(model, w, at, jnp.asarray(step)))
+    falls = np.where(np.isnan(falls), np.inf, falls)
+    return suspect & ((falls < LEAST_FALL).any(0) | (falls > MOST_FALL).all(0))
 
 
 def _decrement(matrix: np.ndarray, score: np.ndarray) -> float:
