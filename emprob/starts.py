@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from numpyro.distributions.transforms import IdentityTransform
 
 from emprob.estep.enumerate import log_partition_of, with_naturals
 from emprob.model import LatentModel
@@ -23,6 +24,7 @@ from emprob.types import Params, Posterior
 
 JITTER = 0.3  # sd of the noise on starts that were given or drawn, unconstrained space
 MSTEPS = 8  # M-steps of a start whose parameters are not all in closed form
+EDGE = 100.0  # |u| of a start that lies on the edge of its support
 SHARPNESS = 0.85  # weight of the seeded value of a latent
 
 
@@ -42,10 +44,23 @@ def make_starts(
             start, origin = jitter(model, {**base, **given}, rng), "init + jitter"
         else:
             start, origin = _seeded(model, jitter(model, base, rng), rng), "seeded from the data"
-            start = {**start, **given}
+            start = {**_repaired(model, start, base), **given}
         starts.append(start)
         origins.append(origin)
     return starts, origins
+
+
+def _repaired(model: LatentModel, start: Params, base: Params) -> Params:
+    """Replace what is not finite or sits on the edge of its support, such as a scale of zero."""
+    u, fixed = model.unconstrain(start), {}
+    for name, value in start.items():
+        transform = model.data.transforms[name]
+        far = jnp.abs(u[name]) > EDGE if not isinstance(transform, IdentityTransform) else False
+        bad = ~jnp.isfinite(u[name]) | far
+        same = u[name].shape == value.shape
+        bad = bad | ~jnp.isfinite(value) if same else bad.any() | ~jnp.isfinite(value).all()
+        fixed[name] = jnp.where(bad, base[name], value)
+    return fixed
 
 
 def jitter(model: LatentModel, params: Params, rng: np.random.Generator) -> Params:
@@ -59,23 +74,19 @@ def _seeded(model: LatentModel, params: Params, rng: np.random.Generator) -> Par
     """One M-step in closed form from random weights that follow the data."""
     if not model.latents:
         return params
-    static, values = _observed(model, params)
+    static = model.notes.value.static
+    values = jax.tree.map(np.asarray, _observed(model, params))
     tilts = {}
     for name, variable in static.variables.items():
         tilts[name] = jnp.asarray(_tilt(name, variable, static, values, rng))
     return _first_mstep(model, params, tilts)
 
 
-def _observed(model: LatentModel, params: Params) -> tuple[Evaluation, dict[str, np.ndarray]]:
-    """The program's static side and the observed value of each term."""
-    static: list[Evaluation] = []
-
-    def values(model: LatentModel, params: Params) -> dict[str, Array]:
-        static[:] = [model.evaluate(params)]
-        return {k: t.value for k, t in static[0].terms.items() if static[0].specs[k].own is None}
-
-    out = jax.tree.map(np.asarray, jax.jit(values)(model, params))
-    return static[0], out
+@jax.jit
+def _observed(model: LatentModel, params: Params) -> dict[str, Array]:
+    """The observed value of each term."""
+    out = model.evaluate(params)
+    return {k: t.value for k, t in out.terms.items() if out.specs[k].own is None}
 
 
 def _tilt(name: str, variable: Any, static: Evaluation, values: dict, rng) -> np.ndarray:

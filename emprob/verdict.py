@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpyro.distributions.distribution import validation_enabled
 
 from emprob.curvature import information
 from emprob.errors import DegeneracyWarning, IdentifiabilityWarning
@@ -41,7 +42,7 @@ def judge(model: LatentModel, method: Any, run: Any) -> tuple[Status, str, Any, 
             f"{message} (by {objective[-2] - objective[-1]:.3g} at step {len(objective) - 1}, from "
             f"{objective[-2]:.8g}; the parameters before it are kept)"
         )
-    report = _report(model, run)
+    report = None if collapsed else _report(model, run)
     if report is not None and status in (Status.CONVERGED, Status.MAX_STEPS):
         status, message = _by_curvature(status, message, report, warned)
     if not model.latents:
@@ -57,7 +58,10 @@ def _report(model: LatentModel, run: Any) -> Any:
     size = sum(np.size(v) for v in run.params.values())
     if size > MAX_INFORMATION or not np.isfinite(run.objective):
         return None
-    return information(model, run.params)
+    try:
+        return information(model, run.params)
+    except (ValueError, np.linalg.LinAlgError):  # the curvature is not finite
+        return None
 
 
 def _by_curvature(status: Status, message: str, report: Any, warned: list[Warning]):
@@ -87,9 +91,42 @@ def collapse(model: LatentModel, params: Mapping[str, Any]) -> str:
         bad = _tiny(value, a.view, spread)
         for i in bad:
             name = f"{a.param}[{i}]" if value.ndim else a.param
-            found.append(f"{name} collapsed: the variance is unbounded below at site "
-                         f"'{a.term.split('@')[0]}'")  # fmt: skip
-    return "; ".join(dict.fromkeys(found))
+            found.append(_collapse_text(name, a.term.split("@")[0]))
+    return "; ".join(dict.fromkeys(found or _collapsed_scales(model, params)))
+
+
+def _collapse_text(name: str, site: str) -> str:
+    return f"{name} collapsed: the variance is unbounded below at site '{site}'"
+
+
+def _collapsed_scales(model: LatentModel, params: Mapping[str, Any]) -> list[str]:
+    """The same for scales that stand in no closed form, found at the sites themselves."""
+    spreads = [_spread(model, n) for n in model.notes.value.observed]
+    small = {
+        n: np.flatnonzero(np.asarray(params[n], float).ravel() < 1e-7 * max(spreads, default=1.0))
+        for n in model.params
+        if getattr(model.data.transforms[n].codomain, "lower_bound", None) is not None
+    }
+    small = {n: i for n, i in small.items() if i.size}
+    if not small:
+        return []
+    found = []
+    out = _evaluate(model, params)
+    for term, spec in out.specs.items():
+        scale = out.terms[term].arguments.get("scale")
+        tiny = scale is not None and (np.asarray(scale) < 1e-7 * _spread(model, term)).any()
+        if tiny and spec.own is None and spec.site in model.notes.value.observed:
+            for name, entries in small.items():
+                scalar = np.ndim(params[name]) == 0
+                names = [name] if scalar else [f"{name}[{i}]" for i in entries]
+                found += [_collapse_text(n, spec.site) for n in names]
+    return found
+
+
+def _evaluate(model: LatentModel, params: Mapping[str, Any]) -> Any:
+    """The program's terms, whatever the values: NumPyro's own checks would raise."""
+    with validation_enabled(False):
+        return model.evaluate({k: jnp.asarray(v, float) for k, v in params.items()})
 
 
 def _spread(model: LatentModel, term: str) -> float:
@@ -116,8 +153,7 @@ def _tiny(value: np.ndarray, view: str, spread: float) -> list[int]:
 
 def blame(model: LatentModel, params: Params) -> tuple[str | None, str]:
     """The first site whose log-density is not finite at `params`, and a sentence."""
-    params = {k: jnp.asarray(v, float) for k, v in params.items()}
-    out = model.evaluate(params)
+    out = _evaluate(model, params)
     for name, value in out.log_priors.items():
         if not np.isfinite(float(value)):
             at = np.asarray(params.get(name.split("@")[0], np.nan))
