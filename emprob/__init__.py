@@ -2,7 +2,10 @@
 
 from emprob.accelerate import Squarem
 from emprob.auto import Auto
+from emprob.bayes import Bayes, nuts
 from emprob.bind import bind
+from emprob.check import Diagnosis, check
+from emprob.compare import Comparison, compare
 from emprob.em import EM
 from emprob.errors import (
     CheckpointError,
@@ -16,11 +19,13 @@ from emprob.errors import (
 )
 from emprob.estep.enumerate import Enumerate
 from emprob.fit import fit, steps
+from emprob.labels import align_labels
 from emprob.map import MAP
 from emprob.model import LatentModel
 from emprob.mstep.closed_form import ClosedForm
 from emprob.mstep.gradient import Gradient
 from emprob.mstep.newton import Newton
+from emprob.plot import plot_forest, plot_marginals, plot_starts, plot_trace
 from emprob.result import Fit, load
 from emprob.types import Info, Posterior, State, Status
 
@@ -30,11 +35,14 @@ __all__ = [
     "EM",
     "MAP",
     "Auto",
+    "Bayes",
     "CheckpointError",
     "ClosedForm",
+    "Comparison",
     "ConvergenceWarning",
     "DataError",
     "DegeneracyWarning",
+    "Diagnosis",
     "Enumerate",
     "Fit",
     "FitError",
@@ -49,8 +57,16 @@ __all__ = [
     "Squarem",
     "State",
     "Status",
+    "align_labels",
     "bind",
+    "check",
+    "compare",
     "fit",
     "load",
+    "nuts",
+    "plot_forest",
+    "plot_marginals",
+    "plot_starts",
+    "plot_trace",
     "steps",
 ]

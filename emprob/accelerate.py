@@ -1,7 +1,7 @@
 """Accelerators: algorithms made of an algorithm."""
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,20 +47,33 @@ class Squarem:
         return State(params, _Memory(jnp.full((), 4.0)))
 
     def step(self, model: LatentModel, state: State) -> tuple[State, Info]:
-        first, s0 = self.method.map(model, state.params)
-        second, s1 = self.method.map(model, first)
-        alpha, bound = _steplength(s0, s1), state.memory.bound
-        alpha = jnp.minimum(alpha, bound)
-        candidate = _extrapolated(model, s0, s1, alpha, second)
-        third, s2 = self.method.map(model, candidate)
+        """Two maps, the extrapolation, and a third map from there; compiled as one map."""
+        bound = state.memory.bound
+        shapes = jax.eval_shape(lambda p: self.method.map(model, p)[1], state.params)
+        blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+        def body(carry: tuple, i: Array):
+            params, s0, s1 = carry
+            new, seen = self.method.map(model, params)
+            s0, s1 = _where(i == 0, seen, s0), _where(i == 1, seen, s1)
+            alpha = jnp.minimum(_steplength(s0, s1), bound)
+            candidate = _extrapolated(model, s0, s1, alpha, new)
+            return (_where(i == 1, candidate, new), s0, s1), (new, seen.objective, alpha)
+
+        (third, s0, s1), (maps, objectives, alphas) = jax.lax.scan(
+            body, (state.params, blank, blank), jnp.arange(3)
+        )
+        second, alpha = {k: v[1] for k, v in maps.items()}, alphas[1]
         slack = 1e-12 * (1.0 + jnp.abs(s1.objective))
-        good = (s2.objective >= s1.objective - slack) & _finite(third)
-        new = {k: jnp.where(good, third[k], second[k]) for k in second}
+        good = (objectives[2] >= s1.objective - slack) & _finite(third)
         grown = jnp.where(good & (alpha >= bound), 4.0 * bound, bound)
         bound = jnp.where(good, grown, jnp.maximum(bound / 4.0, 1.0))
-        info = make_info(s0, s0.gain, jnp.full((), jnp.nan), 3)
-        info = _with_rate(info, s0, s1)
-        return State(new, _Memory(bound)), info
+        info = make_info(s0, s0.gain, s0.gain * s0.gain / s1.gain, 3)
+        return State(_where(good, third, second), _Memory(bound)), info
+
+
+def _where(condition: Array, a: Any, b: Any) -> Any:
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
 
 
 def _steplength(s0: Step, s1: Step) -> Array:
@@ -82,8 +95,3 @@ def _extrapolated(model: LatentModel, s0: Step, s1: Step, alpha: Array, second: 
 
 def _finite(params: Params) -> Array:
     return jnp.all(jnp.stack([jnp.isfinite(v).all() for v in jax.tree.leaves(params)]))
-
-
-def _with_rate(info: Info, s0: Step, s1: Step) -> Info:
-    """EM's rate from the two maps of this very step."""
-    return make_info(s0, s0.gain, s0.gain * s0.gain / s1.gain, 3)._replace(num_maps=info.num_maps)

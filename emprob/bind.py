@@ -25,6 +25,7 @@ from emprob.partition.plates import MAX_TABLE_BYTES, TableTooLarge
 from emprob.plan import describe, make_plan
 from emprob.prepare import prepare
 from emprob.probe import probe
+from emprob.program import Evaluation
 from emprob.roles import Survey, assign_roles, is_partial, prior_dependence, survey
 from emprob.space import bijection
 from emprob.validate import check_data, check_repeatable, check_table_size
@@ -41,6 +42,8 @@ class Notes:
     num_observations: int
     program_name: str
     deterministics: tuple[str, ...]
+    static: Evaluation
+    atoms: dict[str, np.ndarray]
     observed: dict[str, np.ndarray] = field(default_factory=dict)
 
 
@@ -287,6 +290,7 @@ def _notes(model, found: Survey, coords, missing, program) -> Notes:
         for n, s in found.sites.items()
         if s.observed and s.fn is not None and np.size(s.value)
     }
+    statics, plain = _statics(model)
     return Notes(
         plan=make_plan(model, found, missing),
         initial=model.notes.value.initial,
@@ -294,7 +298,9 @@ def _notes(model, found: Survey, coords, missing, program) -> Notes:
         missing=missing,
         num_observations=_count(model, found, missing),
         program_name=getattr(program, "__name__", type(program).__name__),
-        deterministics=_free_deterministics(model),
+        deterministics=plain,
+        static=statics,
+        atoms=_atoms(model, found),
         observed=observed,
     )
 
@@ -312,20 +318,32 @@ def _count(model, found: Survey, missing) -> int:
     return total
 
 
-def _free_deterministics(model: LatentModel) -> tuple[str, ...]:
-    """Deterministic sites that do not vary with any latent and are numbers."""
-    keep: list[str] = []
+def _atoms(model: LatentModel, found: Survey) -> dict[str, np.ndarray]:
+    """The values that each discrete latent takes."""
+    bases = {n: found.sites[n].fn.base for n in model.latents if found.sites[n].discrete}
+    return {n: np.asarray(b.enumerate_support(expand=False)).ravel() for n, b in bases.items()}
+
+
+def _statics(model: LatentModel) -> tuple[Evaluation, tuple[str, ...]]:
+    """The static side of an evaluation, and the deterministic sites without latents or time."""
+    seen: list[Evaluation] = []
 
     def collect(params: Mapping[str, Array]) -> Array:
-        out = model.evaluate(params)
-        dims = [v.dim for v in out.variables.values()]
-        for name, value in out.deterministics.items():
-            if isinstance(value, jax.Array) and not _enumerated(value, dims):
-                keep.append(name)
+        seen[:] = [model.evaluate(params)]
         return jnp.zeros(())
 
     jax.eval_shape(collect, {k: jnp.asarray(v) for k, v in model.notes.value.initial.items()})
-    return tuple(keep)
+    out = seen[0]
+    dims = [v.dim for v in out.variables.values()]
+    plain = tuple(
+        n for n, v in out.deterministics.items()
+        if isinstance(v, jax.Array) and not _enumerated(v, dims)
+    )  # fmt: skip
+    statics = Evaluation(
+        specs=out.specs, plates=out.plates, variables=out.variables, chains=out.chains,
+        evidence=out.evidence,
+    )  # fmt: skip
+    return statics, plain
 
 
 def _enumerated(value: Array, dims: Sequence[int]) -> bool:

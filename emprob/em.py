@@ -1,6 +1,7 @@
 """Expectation-maximisation: an E-step and an M-step, composed."""
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
@@ -9,7 +10,7 @@ from emprob.estep.auto import Auto as AutoEStep
 from emprob.model import LatentModel
 from emprob.mstep.auto import Auto as AutoMStep
 from emprob.objective import dot, score, subtract
-from emprob.types import EStep, Info, MStep, Params, Posterior, State
+from emprob.types import EStep, Info, MStep, Params, State
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,10 @@ class EM:
         """One EM map, and what it saw on the way."""
         posterior = self.estep(model, params)
         u = model.unconstrain(params)
-        gradient = score(model, u, posterior)
+        gradient, log_prior = score(model, u, posterior)
         new = self.mstep(model, params, posterior)
         move = subtract(model.unconstrain(new), u)
-        return new, Step(posterior, u, gradient, move, model.log_prior(model.constrain(u)))
+        return new, Step(posterior.log_partition, log_prior, u, gradient, move)
 
     def step(self, model: LatentModel, state: State) -> tuple[State, Info]:
         new, step = self.map(model, state.params)
@@ -56,19 +57,19 @@ class EM:
         return State(new, gain), info
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """One EM map from `u`: the score there, and the move it made (unconstrained)."""
 
-    posterior: Posterior
+    log_likelihood: Array
+    log_prior: Array
     u: Params
     score: Params
     move: Params
-    log_prior: Array
 
     @property
     def objective(self) -> Array:
-        return self.posterior.log_partition + self.log_prior
+        """Log-posterior, or log-likelihood without prior."""
+        return self.log_likelihood + self.log_prior
 
     @property
     def gain(self) -> Array:
@@ -87,7 +88,7 @@ def make_info(step: Step, gain: Array, previous_gain: Array, num_maps: int) -> I
     distance = jnp.sqrt(jnp.maximum(gain, 0.0) / (1.0 - r))
     return Info(
         step.objective,
-        step.posterior.log_partition,
+        step.log_likelihood,
         gain,
         rate,
         distance,

@@ -3,6 +3,7 @@
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from jax import Array
 from emprob import checkpoint as checkpoints
 from emprob.accelerate import Squarem
 from emprob.em import EM
-from emprob.errors import ConvergenceWarning, FitError
+from emprob.errors import ConvergenceWarning, FitError, PrecisionWarning
 from emprob.keys import as_key
 from emprob.map import MAP
 from emprob.model import LatentModel
@@ -31,6 +32,7 @@ CAPACITY = 256  # steps of one compiled call
 SHORT = 40  # steps of every start before the best go on
 FINALISTS = 3  # distinct best starts that run to the end
 DECREASE = 1e-9  # relative fall of the objective that is more than rounding
+DECREASE_32 = 1e-5  # in float32
 
 
 def fit(
@@ -45,6 +47,7 @@ def fit(
     progress: bool = True,
     callback: Callable[[int, Mapping[str, float]], Any] | None = None,
     checkpoint: Any = None,
+    dtype: Any = None,
 ) -> Fit:
     """Fit a bound program.
 
@@ -60,6 +63,8 @@ def fit(
         progress: show a progress bar.
         callback: called after each chunk with the step and a dict of floats; True stops.
         checkpoint: a path; the run is saved there and goes on from there.
+        dtype: float width of the run; None: float64, whatever the notebook has set. float32 is for
+            a GPU, and warns where it is too coarse for `tol`.
 
     Returns:
         The result. It is returned whole whatever happened; `status` says what did.
@@ -70,6 +75,8 @@ def fit(
     """
     check_steps(max_steps, tol, num_starts)
     method = choose(model, method)
+    if dtype is not None:
+        model = with_dtype(model, dtype)
     with working(model):
         model = _in_width(model)
         init = check_init(init, model)
@@ -77,8 +84,8 @@ def fit(
         starts, origins = make_starts(model, as_key(0 if key is None else key), num_starts, init)
         finalists, rows = _race(model, method, starts, origins, max_steps, tol)
         runs = [
-            _run(model, method, start, max_steps, tol, progress, callback, checkpoint, rows, i)
-            for i, start in finalists
+            _run(model, method, start, max_steps, tol, progress, callback, checkpoint, rows)
+            for start in finalists
         ]
         best = max(runs, key=lambda r: (not collapse(model, r.params), r.objective))
         return _result(model, method, best, rows, time.perf_counter() - began)
@@ -124,6 +131,14 @@ def choose(model: LatentModel, method: Algorithm | None) -> Algorithm:
     return method
 
 
+def with_dtype(model: LatentModel, dtype: Any) -> LatentModel:
+    """The model computing in another float width."""
+    name = np.dtype(dtype).name
+    if name not in ("float32", "float64"):
+        raise ValueError(f"dtype={dtype!r}: expected float32 or float64.")
+    return replace(model, structure=replace(model.structure, dtype=name))
+
+
 def _in_width(model: LatentModel) -> LatentModel:
     if model.structure.dtype == "float64":
         return model
@@ -167,8 +182,8 @@ def _step(model: LatentModel, method: Algorithm, state: State) -> tuple[State, I
 
 def _loop_core(model, method, loop: Loop, limit, max_steps, tol, capacity: int):
     """Up to `limit` evaluations; each describes the current parameters and proposes the next."""
-    shapes = jax.eval_shape(lambda s: method.step(model, s)[1], loop.state)
-    trace = jax.tree.map(lambda s: jnp.zeros((capacity, *s.shape), s.dtype), shapes)
+    blank = jnp.zeros(capacity, loop.objective.dtype)
+    trace = Info(*[blank] * (len(Info._fields) - 1), jnp.zeros(capacity, int))
 
     def going(carry):
         i, loop, _ = carry
@@ -186,7 +201,8 @@ def _loop_core(model, method, loop: Loop, limit, max_steps, tol, capacity: int):
 def _decide(loop: Loop, new: State, info: Info, max_steps, tol) -> Loop:
     """Judge the evaluation of `loop.state.params`; adopt the proposal unless it is time to stop."""
     finite = jnp.isfinite(info.objective)
-    fell = info.objective < loop.objective - DECREASE * (1.0 + jnp.abs(loop.objective))
+    rounding = DECREASE if info.objective.dtype == jnp.float64 else DECREASE_32
+    fell = info.objective < loop.objective - rounding * (1.0 + jnp.abs(loop.objective))
     stop = jnp.where(info.score_norm <= tol, CONVERGED, GO)
     stop = jnp.where((stop == GO) & (loop.count >= max_steps), OUT, stop)
     stop = jnp.where(fell, FELL, stop)
@@ -210,8 +226,8 @@ def _advance_all(model, method, params: Params, limit, tol, capacity: int):
 
     def one(params: Params):
         loop = _begin(method.init(model, params))
-        _, loop, trace = _loop_core(model, method, loop, limit, limit, tol, capacity)
-        return loop.params, loop.objective, loop.count, loop.stop
+        _, loop, trace = _loop_core(model, method, loop, limit + 1, limit, tol, capacity)
+        return loop.params, loop.objective, loop.count, loop.stop, trace
 
     return jax.vmap(one)(params)
 
@@ -224,6 +240,15 @@ def _begin(state: State) -> Loop:
 # -- starts -------------------------------------------------------------------------------------
 
 
+class Start(NamedTuple):
+    """Where a run begins: index, parameters, and what it took to get there."""
+
+    index: int
+    params: Params
+    count: int
+    trace: Info | None
+
+
 def _race(model, method, starts: list[Params], origins: list[str], max_steps: int, tol: float):
     """Run every start a little; the distinct best go on. Rows of the table of starts."""
     rows: list[dict] = [
@@ -231,11 +256,11 @@ def _race(model, method, starts: list[Params], origins: list[str], max_steps: in
         for i in range(len(starts))
     ]
     if len(starts) == 1:
-        return [(0, starts[0])], rows
+        return [Start(0, starts[0], 0, None)], rows
     batch = {k: jnp.stack([s[k] for s in starts]) for k in starts[0]}
     short = min(SHORT, max_steps)
-    params, objectives, counts, stops = to_numpy(
-        _advance_all(model, method, batch, short, tol, SHORT)
+    params, objectives, counts, stops, traces = to_numpy(
+        _advance_all(model, method, batch, short, tol, SHORT + 1)
     )
     words = {GO: "dropped", OUT: "dropped", CONVERGED: "converged", FELL: "objective fell",
              NON_FINITE: "not finite"}  # fmt: skip
@@ -255,7 +280,15 @@ def _race(model, method, starts: list[Params], origins: list[str], max_steps: in
         if distinct and len(chosen) < FINALISTS and np.isfinite(objectives[i]):
             chosen.append(int(i))
     chosen = chosen or [int(order[0])]
-    return [(i, {k: jnp.asarray(v[i]) for k, v in params.items()}) for i in chosen], rows
+    return [
+        Start(
+            i,
+            {k: jnp.asarray(v[i]) for k, v in params.items()},
+            int(counts[i]),
+            Info(*(t[i, : counts[i]] for t in traces)),
+        )
+        for i in chosen
+    ], rows
 
 
 # -- one run ------------------------------------------------------------------------------------
@@ -274,10 +307,11 @@ class Run(NamedTuple):
     start: int
 
 
-def _run(model, method, start: Params, max_steps, tol, progress, callback, path, rows, index):
+def _run(model, method, start: Start, max_steps, tol, progress, callback, path, rows):
     """Run one start to the end, in chunks, and say how it ended."""
-    loop = _begin(_init(model, method, start))
-    chunks: list[Info] = []
+    index, count = start.index, jnp.asarray(start.count)
+    loop = _begin(_init(model, method, start.params))._replace(count=count)
+    chunks: list[Info] = [] if start.trace is None else [start.trace]
     with checkpoints.Saver(path, model, method, index) as saver:
         loop, chunks = saver.restore(loop, chunks)
         loop, note, compiling = _loop(
@@ -346,12 +380,27 @@ def _refuse_start(model: LatentModel, params: Params) -> None:
     raise FitError(f"the objective is not finite at the start. {text}", site, 0)
 
 
+def _coarse(objective: float) -> list[Warning]:
+    """float32 cannot tell log-likelihoods apart that differ by less than its spacing."""
+    spacing = float(np.spacing(np.float32(abs(objective))))
+    if spacing < 1e-4:
+        return []
+    return [
+        PrecisionWarning(
+            f"float32 steps of the objective near {objective:.6g} are {spacing:.2g} wide; the fit "
+            "can stop that far below its maximum. Use dtype='float64'."
+        )
+    ]
+
+
 def _result(model, method, run: Run, rows: list[dict], seconds: float) -> Fit:
     status, message, report, warned = judge(model, method, run)
     rows[run.start]["status"] = status.word
     params = {k: run.params[k] for k in model.params}
     last = run.trace["log_likelihood"]
     finite = last[np.isfinite(last)]
+    if model.structure.dtype == "float32":
+        warned = [*warned, *_coarse(run.objective)]
     for warning in warned:
         warnings.warn(warning, stacklevel=3)
     if not status.ok and status is not Status.DEGENERATE:

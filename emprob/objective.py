@@ -18,9 +18,14 @@ def expected_log_joint(model: LatentModel, params: Mapping[str, Array], posterio
     return inner(posterior.weights, values) + log_prior
 
 
-def score(model: LatentModel, u: Params, posterior: Posterior) -> Params:
-    """Gradient of the objective at u (unconstrained), by Fisher's identity that of Q."""
-    return jax.grad(lambda v: expected_log_joint(model, model.constrain(v), posterior))(u)
+def score(model: LatentModel, u: Params, posterior: Posterior) -> tuple[Params, Array]:
+    """Gradient of the objective at u (unconstrained), by Fisher's identity that of Q; log prior."""
+
+    def q(v: Params) -> tuple[Array, Array]:
+        values, log_prior = naturals(model, model.constrain(v))
+        return inner(posterior.weights, values) + log_prior, log_prior
+
+    return jax.grad(q, has_aux=True)(u)
 
 
 def dot(a: Mapping[str, Array], b: Mapping[str, Array]) -> Array:
@@ -48,8 +53,8 @@ def newton_step(f: Callable[[Params], Array], u: Params) -> Params:
     def g(x: Array) -> Array:
         return f(unravel(x))
 
-    value, gradient = jax.value_and_grad(g)(flat)
-    hessian = jax.hessian(g)(flat)
+    (value, gradient), push = jax.linearize(jax.value_and_grad(g), flat)
+    hessian = jax.vmap(lambda e: push(e)[1])(jnp.eye(flat.size, dtype=flat.dtype))
     scale = jnp.sqrt(jnp.maximum(jnp.abs(jnp.diagonal(hessian)), 1e-12))
     curvature, axes = jnp.linalg.eigh(-hessian / scale[:, None] / scale[None, :])
     size = jnp.maximum(jnp.abs(curvature), 1e-8 * jnp.max(jnp.abs(curvature)) + 1e-300)

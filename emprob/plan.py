@@ -96,7 +96,7 @@ def _row(model: Any, site: Any, found: Any, missing: dict) -> Site:
     s = model.structure
     role = dict(s.roles).get(site.name, "observed")
     time = () if site.scan is None else (found.lengths[site.scan],)
-    shape = (*time, *np.shape(site.value))
+    shape = (*time, *site.shape)
     if role == "parameter" and site.name in s.fixed:
         role = "fixed"
     if role == "observed" and site.fn is not None and type(site.fn.base).__name__ == "Unit":

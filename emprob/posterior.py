@@ -214,18 +214,14 @@ class LatentPosterior(Mapping[str, Marginal]):
             return to_numpy(_draws(self.model, params, as_key(key), num))
 
     def _atoms(self) -> dict[str, tuple[np.ndarray, bool]]:
-        if "atoms" not in self._cache:
-            with working(self.model):
-                params = {k: jnp.asarray(v) for k, v in self.params.items()}
-                box: list[Evaluation] = []
-                jax.eval_shape(lambda p: (box.append(self.model.evaluate(p)), jnp.zeros(()))[1],
-                               params)  # fmt: skip
-                out = box[0]
-                self._cache["atoms"] = {
-                    v.site: (np.arange(v.size), bool(v.plates & set(out.chains)) or "@" in n)
-                    for n, v in out.variables.items()
-                }
-        return self._cache["atoms"]
+        static = self.model.notes.value.static
+        return {
+            v.site: (
+                self.model.notes.value.atoms[v.site],
+                bool(v.plates & set(static.chains)) or "@" in n,
+            )
+            for n, v in static.variables.items()
+        }
 
     def __getitem__(self, name: str) -> Marginal:
         atoms = self._atoms()

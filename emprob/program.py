@@ -14,7 +14,7 @@ axis, the statistics are made from the value when they are needed, and their las
 Array layout, aligned from the right:  [times..., enumerated variables..., plates...][statistics].
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -27,8 +27,9 @@ from numpyro.distributions.distribution import (
     Independent,
     MaskedDistribution,
     Unit,
+    validation_enabled,
 )
-from numpyro.primitives import Messenger
+from numpyro.primitives import _PYRO_STACK, Messenger
 
 from emprob.errors import DataError, ModelError
 from emprob.families import Family, family_of
@@ -151,13 +152,19 @@ class Evaluation:
         return sum(self.log_priors.values(), jnp.zeros(()))
 
 
-def unwrap(fn: Any) -> Unwrapped:
-    """Strip mask, expand and to_event from a distribution."""
+def unwrap(fn: Any, given: Sequence[Any] = ()) -> Unwrapped:
+    """Strip mask, expand and to_event from a distribution.
+
+    Args:
+        fn: the distribution.
+        given: masks of `handlers.mask` around the site, outermost first, as the program wrote
+            them: a distribution keeps its mask broadcast to its whole batch, latents included.
+    """
     masks: list[tuple[Array, int]] = []
-    reinterpreted = 0
+    reinterpreted, outer = 0, iter(given)
     while True:
         if isinstance(fn, MaskedDistribution):
-            masks.append((jnp.asarray(fn._mask), reinterpreted))
+            masks.append((_as_written(fn._mask, next(outer, None)), reinterpreted))
         elif isinstance(fn, Independent):
             reinterpreted += fn.reinterpreted_batch_ndims
         elif not isinstance(fn, ExpandedDistribution):
@@ -168,6 +175,13 @@ def unwrap(fn: Any) -> Unwrapped:
         m = m.reshape(m.shape + (1,) * (reinterpreted - inner))
         mask = m if mask is None else mask & m
     return Unwrapped(fn, mask, reinterpreted)
+
+
+def _as_written(mask: Any, given: Any) -> Array:
+    fits = given is not None and jnp.ndim(given) <= jnp.ndim(mask)
+    if fits and jnp.broadcast_shapes(jnp.shape(given), jnp.shape(mask)) == jnp.shape(mask):
+        return jnp.asarray(given)
+    return jnp.asarray(mask)
 
 
 def align(x: Array, rank: int, tail: int = 0) -> Array:
@@ -292,7 +306,7 @@ class Interpreter(Messenger):
         return self.context.index(name, value) if timed else value
 
     def _sample(self, msg: dict) -> None:
-        name, fn = msg["name"], unwrap(msg["fn"])
+        name, fn = msg["name"], unwrap(msg["fn"], self._masks())
         role = self.roles.get(name, "observed" if msg["is_observed"] else "parameter")
         if self.context.dry:
             self._dry(msg, fn, role)
@@ -304,6 +318,11 @@ class Interpreter(Messenger):
             self._latent(msg, fn, role)
         else:
             self._observed(msg, fn)
+
+    def _masks(self) -> list:
+        """Masks of the handlers inside this one that act, outermost first."""
+        inner = _PYRO_STACK[_PYRO_STACK.index(self) + 1 :]
+        return [h.mask for h in inner if isinstance(h, handlers.mask) and h.mask is not True]
 
     def _dry(self, msg: dict, fn: Unwrapped, role: str) -> None:
         """Only carry data forward: latents at their first value, no factors."""
@@ -549,7 +568,7 @@ def flatten_event(x: Array, event: tuple[int, ...]) -> Array:
 
 def run(program: Callable, args: tuple, kwargs: Mapping, interpreter: Interpreter) -> Evaluation:
     """Run the program under the interpreter and align every term to the common layout."""
-    with handlers.seed(rng_seed=0), interpreter:
+    with validation_enabled(False), handlers.seed(rng_seed=0), interpreter:
         interpreter.out.returned = program(*args, **kwargs)
     out = interpreter.out
     rank = interpreter.depth + interpreter.num_dims

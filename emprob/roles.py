@@ -119,6 +119,11 @@ class Surveyor(Messenger):
             self.recorded[msg["name"]] = (jnp.asarray(msg["value"]), mask)
 
     def postprocess_message(self, msg: dict) -> None:
+        self._note(msg)
+        if msg["type"] == "sample" and msg["is_observed"]:
+            msg["value"] = _label(msg["value"], msg["fn"])
+
+    def _note(self, msg: dict) -> None:
         if msg["type"] not in ("sample", "param") or self.recorded is not None:
             return
         name = msg["name"]
@@ -178,6 +183,15 @@ def _batch_ndim(msg: dict) -> int:
     fn = msg["fn"]
     data = np.ndim(msg["value"]) - fn.event_dim if msg["is_observed"] else 0
     return max(len(fn.batch_shape), data)
+
+
+def _label(value: Any, fn: Any) -> Any:
+    """What the program sees of observed labels that are floats (so that NaN can be unknown)."""
+    base = unwrap(fn).base
+    finite = getattr(base, "has_enumerate_support", False)
+    if not finite or base.event_dim or jnp.asarray(value).dtype.kind != "f":
+        return value
+    return jnp.nan_to_num(value).astype(int)
 
 
 def draw(name: str, fn: Any, seed: int = 0) -> Array:

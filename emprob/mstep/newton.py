@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import jax
+
 from emprob.model import LatentModel
 from emprob.objective import expected_log_joint, newton_step
 from emprob.types import Params, Posterior
@@ -37,7 +39,6 @@ class Newton:
             free = {k: model.data.transforms[k](v) for k, v in moving.items()}
             return expected_log_joint(model, {**rest, **free}, posterior)
 
-        moving = {k: u[k] for k in names}
-        for _ in range(self.steps):
-            moving = newton_step(q, moving)
+        start = {k: u[k] for k in names}
+        moving = jax.lax.fori_loop(0, self.steps, lambda _, x: newton_step(q, x), start)
         return {**rest, **{k: model.data.transforms[k](v) for k, v in moving.items()}}

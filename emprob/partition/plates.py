@@ -347,7 +347,9 @@ def _first_order(factors: list[Factor], slot, axis: Axis) -> Array:
     moving = [f for f in factors if involves(f, slot.previous)]
     emission = [f for f in factors if not involves(f, slot.previous)]
     active = None
-    if len(moving) == 1 and moving[0].active is not None:
+    mask = moving[0].active if len(moving) == 1 else None
+    states = (slot.previous, slot.following)
+    if mask is not None and not any(involves(Factor(mask, frozenset()), d) for d in states):
         active, moving = moving[0].active, [moving[0]._replace(active=None)]
     arrays = [f.dense() for f in moving + emission]
     rank = max([a.ndim for a in arrays] + [-axis.dim, -slot.previous, -slot.following])
