@@ -201,7 +201,8 @@ def _assemble(program, args, kwargs, found, roles, fixed, missing, prior) -> Lat
         params=tuple(n for n in named if n not in fixed),
         fixed=tuple(fixed),
         depth=max([s.batch_ndim for s in sites] + [0]),
-        missing=frozenset(missing) - {n for n, r in roles.items() if r == "partial"},
+        missing=frozenset(n for n, m in missing.items() if m.nan)
+        - {n for n, r in roles.items() if r == "partial"},
         families=frozenset(),
         invariant=frozenset(),
         timed=frozenset(n for n in named if found.sites[n].scan is not None),

@@ -30,6 +30,7 @@ from emprob.verdict import blame, collapse, judge
 
 CAPACITY = 256  # steps of one compiled call
 SHORT = 40  # steps of every start before the best go on
+SLOW = 0.3  # seconds of one compiled call, above which the next one is shorter
 FINALISTS = 3  # distinct best starts that run to the end
 DECREASE = 1e-9  # relative fall of the objective that is more than rounding
 DECREASE_32 = 1e-5  # in float32
@@ -80,15 +81,15 @@ def fit(
     with working(model):
         model = _in_width(model)
         init = check_init(init, model)
-        began = time.perf_counter()
+        clock = Clock()
         starts, origins = make_starts(model, as_key(0 if key is None else key), num_starts, init)
-        finalists, rows = _race(model, method, starts, origins, max_steps, tol)
+        finalists, rows = _race(model, method, starts, origins, max_steps, tol, clock)
         runs = [
-            _run(model, method, start, max_steps, tol, progress, callback, checkpoint, rows)
+            _run(model, method, start, max_steps, tol, progress, callback, checkpoint, rows, clock)
             for start in finalists
         ]
         best = max(runs, key=lambda r: (not collapse(model, r.params), r.objective))
-        return _result(model, method, best, rows, time.perf_counter() - began)
+        return _result(model, method, best, rows, clock)
 
 
 def steps(
@@ -237,6 +238,31 @@ def _begin(state: State) -> Loop:
     return Loop(state, state.params, jnp.full((), -jnp.inf), zero, zero)
 
 
+class Clock:
+    """Seconds spent compiling, running steps, and in all."""
+
+    def __init__(self):
+        self.began = time.perf_counter()
+        self.compiling = self.running = 0.0
+
+    def compile(self, call: Callable) -> None:
+        """A call that runs no step, so that compiling is timed alone."""
+        began = time.perf_counter()
+        jax.block_until_ready(call())
+        self.compiling += time.perf_counter() - began
+
+    def run(self, call: Callable) -> Any:
+        began = time.perf_counter()
+        out = jax.block_until_ready(call())
+        self.running += time.perf_counter() - began
+        return out
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        total = time.perf_counter() - self.began
+        return {"total": total, "compile": self.compiling, "run": self.running}
+
+
 # -- starts -------------------------------------------------------------------------------------
 
 
@@ -249,7 +275,7 @@ class Start(NamedTuple):
     trace: Info | None
 
 
-def _race(model, method, starts: list[Params], origins: list[str], max_steps: int, tol: float):
+def _race(model, method, starts: list[Params], origins: list[str], max_steps, tol, clock):
     """Run every start a little; the distinct best go on. Rows of the table of starts."""
     rows: list[dict] = [
         {"start": i, "from": origins[i], "objective": np.nan, "steps": 0, "status": "not run"}
@@ -259,8 +285,9 @@ def _race(model, method, starts: list[Params], origins: list[str], max_steps: in
         return [Start(0, starts[0], 0, None)], rows
     batch = {k: jnp.stack([s[k] for s in starts]) for k in starts[0]}
     short = min(SHORT, max_steps)
+    clock.compile(lambda: _advance_all(model, method, batch, -1, tol, SHORT + 1))
     params, objectives, counts, stops, traces = to_numpy(
-        _advance_all(model, method, batch, short, tol, SHORT + 1)
+        clock.run(lambda: _advance_all(model, method, batch, short, tol, SHORT + 1))
     )
     words = {GO: "dropped", OUT: "dropped", CONVERGED: "converged", FELL: "objective fell",
              NON_FINITE: "not finite"}  # fmt: skip
@@ -303,19 +330,18 @@ class Run(NamedTuple):
     note: str
     num_steps: int
     trace: dict[str, np.ndarray]
-    compile_seconds: float
     start: int
 
 
-def _run(model, method, start: Start, max_steps, tol, progress, callback, path, rows):
+def _run(model, method, start: Start, max_steps, tol, progress, callback, path, rows, clock):
     """Run one start to the end, in chunks, and say how it ended."""
     index, count = start.index, jnp.asarray(start.count)
     loop = _begin(_init(model, method, start.params))._replace(count=count)
     chunks: list[Info] = [] if start.trace is None else [start.trace]
     with checkpoints.Saver(path, model, method, index) as saver:
         loop, chunks = saver.restore(loop, chunks)
-        loop, note, compiling = _loop(
-            model, method, loop, chunks, max_steps, tol, progress, callback, saver
+        loop, note = _loop(
+            model, method, loop, chunks, max_steps, tol, progress, callback, saver, clock
         )
     trace = {
         k: np.concatenate([getattr(c, k) for c in chunks]) if chunks else np.zeros(0)
@@ -325,38 +351,40 @@ def _run(model, method, start: Start, max_steps, tol, progress, callback, path, 
     if not np.isfinite(float(loop.objective)):
         _refuse_start(model, loop.state.params)
     run = Run(
-        to_numpy(loop.params), float(loop.objective), status, note, int(loop.count), trace,
-        compiling, index,
-    )  # fmt: skip
+        to_numpy(loop.params), float(loop.objective), status, note, int(loop.count), trace, index
+    )
     rows[index].update(objective=run.objective, steps=run.num_steps, status=status.word)
     return run
 
 
-def _loop(model, method, loop: Loop, chunks: list, max_steps, tol, progress, callback, saver):
+def _loop(
+    model, method, loop: Loop, chunks: list, max_steps, tol, progress, callback, saver, clock
+):
     """Chunks until something stops the run. Ctrl-C keeps what there is."""
-    limit, note, compiling, calls = 8, "", 0.0, 0
+    limit, note = 8, ""
     bar = Progress(progress, max_steps)
+
+    def chunk(limit: int) -> tuple:
+        return _advance(model, method, loop, limit, max_steps, tol, CAPACITY)
+
     try:
+        clock.compile(lambda: chunk(0))
         while int(loop.stop) == GO:
             began = time.perf_counter()
-            used, loop, trace = _advance(model, method, loop, limit, max_steps, tol, CAPACITY)
-            used = int(used)
-            seconds = time.perf_counter() - began
-            compiling += seconds if calls == 0 else 0.0
-            calls += 1
-            chunks.append(jax.tree.map(lambda x: np.asarray(x)[:used], trace))
+            used, loop, trace = clock.run(lambda: chunk(limit))
+            used, seconds = int(used), time.perf_counter() - began
+            chunks.append(jax.tree.map(lambda x, used=used: np.asarray(x)[:used], trace))
             bar.update(int(loop.count), chunks[-1])
             saver.save(loop, chunks)
             if callback is not None and callback(int(loop.count), _told(chunks[-1])):
                 note = "stopped by the callback"
                 break
-            slow = seconds > 0.3 and calls > 1
-            limit = max(1, limit // 2) if slow else min(CAPACITY, 4 * limit)
+            limit = max(1, limit // 2) if seconds > SLOW else min(CAPACITY, 4 * limit)
     except KeyboardInterrupt:
         note = "interrupted by the keyboard"
     finally:
         bar.close()
-    return loop, note, compiling
+    return loop, note
 
 
 def _told(info: Info) -> dict[str, float]:
@@ -393,7 +421,7 @@ def _coarse(objective: float) -> list[Warning]:
     ]
 
 
-def _result(model, method, run: Run, rows: list[dict], seconds: float) -> Fit:
+def _result(model, method, run: Run, rows: list[dict], clock: Clock) -> Fit:
     status, message, report, warned = judge(model, method, run)
     rows[run.start]["status"] = status.word
     params = {k: run.params[k] for k in model.params}
@@ -417,7 +445,7 @@ def _result(model, method, run: Run, rows: list[dict], seconds: float) -> Fit:
         score_norm=float(score),
         num_steps=run.num_steps,
         num_maps=int(np.sum(run.trace["num_maps"])),
-        seconds={"total": seconds, "first_call": run.compile_seconds},
+        seconds=clock.seconds,
         trace=run.trace,
         start_rows=tuple(rows),
         information=report,

@@ -25,6 +25,7 @@ class Missing:
         total: entries in all.
         first_index: of the first such entry.
         masked: how many of `count` are hidden by a mask of the program.
+        nan: whether any value is NaN, hidden or not.
     """
 
     site: str
@@ -32,6 +33,7 @@ class Missing:
     total: int
     first_index: tuple[int, ...]
     masked: int = 0
+    nan: bool = False
 
     def __str__(self) -> str:
         masked = f" ({self.masked} masked)" if self.masked else ""
@@ -212,7 +214,8 @@ def check_values(
     if not gone.any():
         return None
     first = tuple(int(i) for i in np.argwhere(gone)[0])
-    return Missing(site, int(gone.sum()), int(gone.size), first, int(hidden.sum()))
+    nan = values.dtype.kind == "f" and bool(np.isnan(values).any())
+    return Missing(site, int(gone.sum()), int(gone.size), first, int(hidden.sum()), nan)
 
 
 def _check_infinite(site: str, values: np.ndarray) -> None:

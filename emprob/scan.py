@@ -17,7 +17,7 @@ from numpyro.ops.pytree import PytreeTrace
 
 from emprob.dependence import dependence
 from emprob.errors import ModelError
-from emprob.program import Chain, Context, Evaluation, Interpreter, Slot, Term
+from emprob.program import Chain, Context, Evaluation, Interpreter, Slot, Term, TermSpec
 
 MAX_UNROLLED = 12
 
@@ -202,7 +202,10 @@ def _steady(interp: Interpreter, body: Body, carry: Any, start: int) -> tuple[An
     interp.num_dims = first_dim + len(statics.variables)
     _adopt(interp, statics, name, Chain(name, start, length, slots))
     for key, term in terms.items():
-        interp.out.terms[key] = _invariant(term, single.get(key), key in interp.invariant)
+        if key in interp.invariant and single:
+            interp.out.terms[key] = _invariant(term, single[key], interp.out.specs[key])
+        else:
+            interp.out.terms[key] = term
     for key, value in log_priors.items():
         interp.out.log_priors[key] = jnp.sum(value)
     carry = _merge(entry, [LatentPath(n) if n else None for n in entry.names], last)
@@ -309,12 +312,15 @@ def _vectorised(step: Callable, inputs: tuple, zero: Array, varying: Any) -> tup
     return terms, log_priors, ys
 
 
-def _invariant(term: Term, single: Term | None, keep: bool) -> Term:
-    """Replace what was found not to vary in time by its value at one step."""
-    if not keep or single is None:
-        return term
+def _invariant(term: Term, single: Term, spec: TermSpec) -> Term:
+    """Replace what was found not to vary in time by its value at one step.
+
+    The table of an observed site has the data in it: it varies, whatever its arguments do.
+    """
     arguments = jax.tree.map(lambda x: x[None], single.arguments)
-    return term._replace(natural=single.natural[None], arguments=arguments)
+    of_parameters = spec.in_family_form or spec.family is None or spec.own is not None
+    natural = single.natural[None] if of_parameters else term.natural
+    return term._replace(natural=natural, arguments=arguments)
 
 
 def _adopt(interp: Interpreter, statics: Evaluation, name: str, chain: Chain) -> None:

@@ -26,7 +26,7 @@ def judge(model: LatentModel, method: Any, run: Any) -> tuple[Status, str, Any, 
     warned: list[Warning] = []
     if run.note:
         message = f"{message} ({run.note})"
-    collapsed = collapse(model, run.params)
+    collapsed = collapse(model, run.params) or (run.failed and collapse(model, run.failed))
     if collapsed:
         warned.append(DegeneracyWarning(collapsed))
         if status in (Status.NON_FINITE, Status.MAX_STEPS, Status.CONVERGED):
@@ -34,8 +34,9 @@ def judge(model: LatentModel, method: Any, run: Any) -> tuple[Status, str, Any, 
             status = status if proper and _has_prior(model) else Status.DEGENERATE
             message = f"{status.sentence}: {collapsed}"
     elif status is Status.NON_FINITE:
-        site, text = blame(model, run.params)
-        message = f"{message}. {text}" if site else message
+        status = Status.DIVERGED if _has_rate(method) else status
+        _, text = blame(model, run.failed or run.params)
+        message = f"{status.sentence}. It happened at step {run.num_steps}. {text}".rstrip()
     elif status is Status.OBJECTIVE_DECREASED:
         objective = run.trace["objective"]
         message = (
@@ -48,6 +49,11 @@ def judge(model: LatentModel, method: Any, run: Any) -> tuple[Status, str, Any, 
     if not model.latents:
         message += "; no latent sites: the objective was maximised directly"
     return status, message, report, warned
+
+
+def _has_rate(method: Any) -> bool:
+    """Whether the length of a step is the user's choice."""
+    return getattr(method, "optimizer", None) is not None
 
 
 def _has_prior(model: LatentModel) -> bool:
