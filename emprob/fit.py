@@ -331,6 +331,7 @@ class Run(NamedTuple):
     num_steps: int
     trace: dict[str, np.ndarray]
     start: int
+    failed: dict[str, np.ndarray] | None = None  # where a value was not finite
 
 
 def _run(model, method, start: Start, max_steps, tol, progress, callback, path, rows, clock):
@@ -350,9 +351,11 @@ def _run(model, method, start: Start, max_steps, tol, progress, callback, path, 
     status = _status(int(loop.stop), note)
     if not np.isfinite(float(loop.objective)):
         _refuse_start(model, loop.state.params)
+    failed = to_numpy(loop.state.params) if status is Status.NON_FINITE else None
     run = Run(
-        to_numpy(loop.params), float(loop.objective), status, note, int(loop.count), trace, index
-    )
+        to_numpy(loop.params), float(loop.objective), status, note, int(loop.count), trace, index,
+        failed,
+    )  # fmt: skip
     rows[index].update(objective=run.objective, steps=run.num_steps, status=status.word)
     return run
 
