@@ -213,7 +213,7 @@ def _decide(loop: Loop, new: State, info: Info, max_steps, tol) -> Loop:
     objective = jnp.where(ok, info.objective, loop.objective)
     go = stop == GO
     state = jax.tree.map(lambda a, b: jnp.where(go, a, b), new, loop.state)
-    return Loop(state, params, objective, loop.count + go, stop)
+    return _strong(Loop(state, params, objective, loop.count + go, stop))
 
 
 @partial(jax.jit, static_argnames=("method", "capacity"))
@@ -235,7 +235,12 @@ def _advance_all(model, method, params: Params, limit, tol, capacity: int):
 
 def _begin(state: State) -> Loop:
     zero = jnp.zeros((), int)
-    return Loop(state, state.params, jnp.full((), -jnp.inf), zero, zero)
+    return _strong(Loop(state, state.params, jnp.full((), -jnp.inf), zero, zero))
+
+
+def _strong(loop: Loop) -> Loop:
+    """No weak types: with them the second call of a run would compile anew."""
+    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), loop)
 
 
 class Clock:
