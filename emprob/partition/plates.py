@@ -8,7 +8,7 @@ most likely configuration; with a sampled weight, an exact draw from the posteri
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -54,8 +54,13 @@ class TableTooLarge(ValueError):
 
 
 class Axis(Protocol):
-    dim: int
-    size: int
+    """One array dimension: where it is (negative) and how long."""
+
+    @property
+    def dim(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
 
 
 class Reduce(Protocol):
@@ -119,7 +124,10 @@ class Layout(NamedTuple):
 
 
 class ChainAxes(Protocol):
-    slots: Sequence
+    """The dimensions of a scan's carry: each slot has `previous`, `following`, `entry`, `size`."""
+
+    @property
+    def slots(self) -> Sequence[Any]: ...
 
 
 def log_partition(factors: Sequence[Factor], layout: Layout, reduce: Reduce = log_sum_exp) -> Array:
@@ -393,7 +401,7 @@ def _batch_shape(arrays, active, slot, axis: Axis, rank: int) -> list[tuple[int,
     shapes = [a.shape for a in arrays] + ([active.shape] if active is not None else [])
     joint = jnp.broadcast_shapes(*shapes, (1,) * rank)
     skip = {axis.dim, slot.previous, slot.following}
-    return [(d, joint[d]) for d in range(-rank, 0) if d not in skip and joint[d] > 1]
+    return [(d, int(joint[d])) for d in range(-rank, 0) if d not in skip and joint[d] > 1]
 
 
 def _kernel_layout(a: Array, dims, axis: Axis, batch, rank: int) -> Array:
