@@ -7,7 +7,7 @@ fits ends.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +22,9 @@ TINY32 = 1e-37
 class LogRatioTransform(Transform):
     """R^(K-1) -> simplex: x = softmax([u, 0])."""
 
-    domain = constraints.real_vector
-    codomain = constraints.simplex
+    # NumPyro declares properties here, and overrides them by values as well.
+    domain = constraints.real_vector  # pyright: ignore[reportAssignmentType]
+    codomain = constraints.simplex  # pyright: ignore[reportAssignmentType]
 
     def __call__(self, x: Array) -> Array:
         zero = jnp.zeros((*x.shape[:-1], 1), x.dtype)
@@ -86,9 +87,14 @@ def nudge_inside(value: Array, transform: Transform) -> Array:
     return value
 
 
+def forward(transform: Transform, x: Array) -> Array:
+    """The constrained value of an array; NumPyro's signature also allows Python numbers."""
+    return cast(Array, transform(x))
+
+
 def constrain(transforms: Mapping[str, Transform], u: Mapping[str, Array]) -> dict[str, Array]:
     """Unconstrained values by site -> constrained values by site."""
-    return {k: transforms[k](v) for k, v in u.items()}
+    return {k: forward(transforms[k], v) for k, v in u.items()}
 
 
 def unconstrain(transforms: Mapping[str, Transform], params: Mapping[str, Array]) -> dict:
