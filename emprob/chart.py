@@ -16,7 +16,7 @@ from jax import Array
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import IndependentTransform, Transform
 
-from emprob.space import LogRatioTransform, nudge_inside
+from emprob.space import LogRatioTransform, forward, nudge_inside
 
 BOUNDARY = 1e-8  # nearer to a bound than this, in units of the interval, is at the bound
 FLOOR = 1e-100  # what a zero probability counts as: its square must not underflow
@@ -59,7 +59,7 @@ def from_coordinates(
 ) -> dict[str, Array]:
     """Coordinates by site -> constrained values by site."""
     return {
-        name: jax.nn.softmax(w, -1) if is_simplex(transforms[name]) else transforms[name](w)
+        name: jax.nn.softmax(w, -1) if is_simplex(transforms[name]) else forward(transforms[name], w)
         for name, w in coordinates.items()
     }
 
