@@ -58,13 +58,12 @@ class Gradient:
         rest = {k: v for k, v in params.items() if k not in names}
 
         def loss(moving: Params):
-            free = {k: model.data.transforms[k](v) for k, v in moving.items()}
-            return -expected_log_joint(model, {**rest, **free}, posterior)
+            return -expected_log_joint(model, {**rest, **model.constrain(moving)}, posterior)
 
         optimizer = default_optimizer() if self.optimizer is None else self.optimizer
         start = {k: u[k] for k in names}
         moving = ascend(loss, start, optimizer, self.steps)
-        return {**rest, **{k: model.data.transforms[k](v) for k, v in moving.items()}}
+        return {**rest, **model.constrain(moving)}
 
 
 def ascend(loss: Callable, start: Params, optimizer: Any, steps: int) -> Params:
