@@ -36,9 +36,8 @@ class Newton:
         rest = {k: v for k, v in params.items() if k not in names}
 
         def q(moving: Params):
-            free = {k: model.data.transforms[k](v) for k, v in moving.items()}
-            return expected_log_joint(model, {**rest, **free}, posterior)
+            return expected_log_joint(model, {**rest, **model.constrain(moving)}, posterior)
 
         start = {k: u[k] for k in names}
         moving = jax.lax.fori_loop(0, self.steps, lambda _, x: newton_step(q, x), start)
-        return {**rest, **{k: model.data.transforms[k](v) for k, v in moving.items()}}
+        return {**rest, **model.constrain(moving)}
