@@ -57,11 +57,13 @@ def _update(
     canonical = view.to_canonical(old)
     event = canonical.shape[canonical.ndim - argument.event_dim :]
     units = canonical.size // _prod(event)
-    num, den = None, None
-    for a in places:
-        index = model.data.cells[cell_key(a)]
-        pair = _sums(model, out, posterior, a, argument, index, units)
-        num, den = pair if num is None else (num + pair[0], den + pair[1])
+    pairs = [
+        _sums(model, out, posterior, a, argument, model.data.cells[cell_key(a)], units)
+        for a in places
+    ]
+    num, den = pairs[0]
+    for more in pairs[1:]:
+        num, den = num + more[0], den + more[1]
     num, den = _with_prior(model, out, name, view, argument, canonical.shape, num, den)
     flat = canonical.reshape(units, *event)
     known = _informed(den, num.ndim)
@@ -219,6 +221,11 @@ def _per_unit(x: Any, batch: tuple[int, ...], like: Array) -> Array:
 def _within(model: LatentModel, out: Evaluation, name: str, value: Array) -> Array:
     """Cut at the bounds of a uniform prior: Q is unimodal in one argument."""
     prior = out.priors.get(name)
-    if prior is None or not model.structure.with_prior or type(prior.base) is not dist.Uniform:
+    if prior is None or not model.structure.with_prior:
         return value
-    return jnp.clip(value, prior.base.low, prior.base.high)
+    base = prior.base
+    return jnp.clip(value, base.low, base.high) if _is_uniform(base) else value
+
+
+def _is_uniform(base: Any) -> bool:
+    return type(base) is dist.Uniform
