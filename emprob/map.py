@@ -1,7 +1,7 @@
 """Direct ascent on log Z + log prior, without an E-step."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -46,14 +46,16 @@ class MAP:
         info = _info(value, value - log_prior, gradient, subtract(new, u), self.optimizer is None)
         return State(model.constrain(new), memory), info
 
-    def _move(self, objective, u: Params, value, gradient: Params, memory: Any):
+    def _move(
+        self, objective, u: Params, value, gradient: Params, memory: Any
+    ) -> tuple[Params, Any]:
         if self.optimizer is None:
             return newton_step(objective, u), memory
         loss = lambda v: -objective(v)  # noqa: E731
         down = {k: -g for k, g in gradient.items()}
         transform = optax.with_extra_args_support(self.optimizer)
         updates, memory = transform.update(down, memory, u, value=-value, grad=down, value_fn=loss)
-        return optax.apply_updates(u, updates), memory
+        return cast(Params, optax.apply_updates(u, updates)), memory
 
 
 def _info(value, log_likelihood, gradient: Params, move: Params, is_newton: bool) -> Info:
