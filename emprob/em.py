@@ -1,7 +1,7 @@
 """Expectation-maximisation: an E-step and an M-step, composed."""
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
@@ -32,7 +32,11 @@ class EM:
             object.__setattr__(self, "estep", AutoEStep())
         if isinstance(self.mstep, Auto):
             object.__setattr__(self, "mstep", AutoMStep())
-        for name, part, kind in (("estep", self.estep, EStep), ("mstep", self.mstep, MStep)):
+        parts: tuple[tuple[str, Any, type], ...] = (
+            ("estep", self.estep, EStep),
+            ("mstep", self.mstep, MStep),
+        )
+        for name, part, kind in parts:
             if not isinstance(part, kind) or isinstance(part, type):
                 raise ValueError(
                     f"EM({name}={part!r}): expected an {kind.__name__} such as ep.Auto()."
