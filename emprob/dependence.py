@@ -52,6 +52,7 @@ def _open(jaxpr) -> Jaxpr | None:
 def _scan(params, marks: list[bool]) -> list[bool]:
     """Carry to a fixed point: what a loop's state can be reached by after any number of steps."""
     jaxpr, consts, carry = _open(params["jaxpr"]), params["num_consts"], params["num_carry"]
+    assert jaxpr is not None
     while True:
         out = dependence(jaxpr, marks)
         state = [a or b for a, b in zip(marks[consts : consts + carry], out[:carry], strict=True)]
@@ -63,6 +64,7 @@ def _scan(params, marks: list[bool]) -> list[bool]:
 def _while(params, marks: list[bool]) -> list[bool]:
     """As for scan; whatever decides when the loop ends reaches all of its state."""
     cond, body = _open(params["cond_jaxpr"]), _open(params["body_jaxpr"])
+    assert cond is not None and body is not None
     skip, consts = params["cond_nconsts"], params["body_nconsts"]
     test, fixed, state = marks[:skip], marks[skip : skip + consts], marks[skip + consts :]
     while True:
