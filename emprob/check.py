@@ -123,7 +123,7 @@ def _finite(model: LatentModel, points: list[Params]) -> list[Finding]:
     return [Finding("problem", n, "not finite at some random parameters") for n in sorted(bad)]
 
 
-def _identified(model: LatentModel, points: list[Mapping]) -> list[Finding]:
+def _identified(model: LatentModel, points: Sequence[Mapping]) -> list[Finding]:
     size = sum(np.size(v) for v in points[0].values())
     if size > min(MAX_COORDINATES, 200):
         return [Finding("note", "", f"identifiability not tried: {size} parameters")]
