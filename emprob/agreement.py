@@ -1,7 +1,7 @@
 """The sentences of a comparison: whether an estimate and its standard error are enough."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -41,7 +41,7 @@ def verdict(
 
 
 def _one(name: str, fit: Any, part: pd.DataFrame, khat: float) -> str:
-    missing = list(part.index[part["se"].isna()])
+    missing = list(part.index[part["se"].isna().to_numpy()])
     judged = part.drop(index=missing)
     if judged.empty:
         return f"{name}: no parameter has a standard error, so there is nothing to compare."
@@ -61,15 +61,16 @@ def _one(name: str, fit: Any, part: pd.DataFrame, khat: float) -> str:
 def _grade(judged: pd.DataFrame, khat: float) -> tuple[str, str]:
     shift = judged["z_shift"].abs()
     area = judged["overlap"].fillna(0.0)
-    if shift.max() <= GOOD_SHIFT and area.min() >= GOOD_OVERLAP:
+    largest, least = cast(float, shift.max()), cast(float, area.min())
+    if largest <= GOOD_SHIFT and least >= GOOD_OVERLAP:
         grade = "is enough, parameter by parameter"
-    elif shift.max() <= FAIR_SHIFT and area.min() >= FAIR_OVERLAP:
+    elif largest <= FAIR_SHIFT and least >= FAIR_OVERLAP:
         grade = "is roughly right"
     else:
         grade = "is not enough"
     reason = (
-        f"the worst parameter is {area.idxmin()} (overlap {area.min():.2f}), the largest shift of "
-        f"the posterior mean {shift.max():.2f} sd ({shift.idxmax()}). {_tails(khat)}"
+        f"the worst parameter is {area.idxmin()} (overlap {least:.2f}), the largest shift of "
+        f"the posterior mean {largest:.2f} sd ({shift.idxmax()}). {_tails(khat)}"
     )
     return grade, reason
 
