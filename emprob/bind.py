@@ -259,7 +259,7 @@ def random_params(model: LatentModel, seed: int) -> dict[str, Array]:
 def _probe(model: LatentModel, initial: Mapping[str, Array], found: Survey) -> LatentModel:
     """Find families, what does not vary in time, and where the parameters stand."""
     points = [random_params(model, seed) for seed in (1, 2)]
-    priors = {n: found.sites[n].fn for n in model.params if found.sites[n].fn is not None}
+    priors = {n: fn for n in model.params if (fn := found.sites[n].fn) is not None}
     seen = probe(model, points, _reach(model, initial), priors)
     structure = replace(
         model.structure, families=seen.families, invariant=seen.invariant,
@@ -321,7 +321,8 @@ def _count(model, found: Survey, missing) -> int:
 
 def _atoms(model: LatentModel, found: Survey) -> dict[str, np.ndarray]:
     """The values that each discrete latent takes."""
-    bases = {n: found.sites[n].fn.base for n in model.latents if found.sites[n].discrete}
+    sites = {n: found.sites[n] for n in model.latents}
+    bases = {n: s.fn.base for n, s in sites.items() if s.fn is not None and s.discrete}
     return {n: np.asarray(b.enumerate_support(expand=False)).ravel() for n, b in bases.items()}
 
 
