@@ -178,7 +178,7 @@ def _against(rows: pd.DataFrame, draws: Mapping[str, np.ndarray]) -> pd.DataFram
 def _row_overlap(row: pd.Series, draws: np.ndarray) -> float:
     limits = chart.Bounds(np.asarray(row["low"], float), np.asarray(row["high"], float))
     centre, slope = chart.link(np.asarray(row["estimate"], float), limits)
-    return overlap(float(centre), float(row["se"] * slope), chart.link(draws, limits)[0])
+    return overlap(float(centre), float(row["se"]) * float(slope), chart.link(draws, limits)[0])
 
 
 def overlap(mean: float, sd: float, draws: np.ndarray) -> float:
@@ -213,8 +213,8 @@ def _posterior(bayes: Bayes, draws: Mapping, estimates: Mapping) -> pd.DataFrame
         {
             "mean": [draws[k].mean() for k in labels],
             "sd": [draws[k].std(ddof=1) for k in labels],
-            "rhat": rhat.to_numpy(),
-            "ess": ess.to_numpy(),
+            "rhat": np.asarray(rhat),
+            "ess": np.asarray(ess),
             "note": mark,
         },
         index=labels,
