@@ -180,9 +180,9 @@ def coordinates_of(model: Any, params: Mapping[str, Array]) -> dict[str, Array]:
 class _Curvature(NamedTuple):
     """Objective, gradient (F,) and Hessian (F, F) in all coordinates."""
 
-    value: Array
-    score: Array
-    hessian: Array
+    value: np.ndarray | Array
+    score: np.ndarray | Array
+    hessian: np.ndarray | Array
 
 
 def _objective(model: Any, like: Mapping[str, Array], flat: Array) -> Array:
@@ -321,7 +321,7 @@ def _report(layout: _Layout, at: _Curvature, diverging: np.ndarray) -> Uncertain
     matrix = np.where((flat | diverging) | (flat | diverging)[:, None], 0.0, full)
     matrix = matrix[np.ix_(free, free)]
     labels = tuple(label for label, f in zip(layout.labels, free, strict=True) if f)
-    score_norm = _decrement(matrix, at.score[free])
+    score_norm = _decrement(matrix, np.asarray(at.score)[free])
     limit = _tolerance_of(score_norm)
     system = _decompose(matrix, limit)
     relative = system.values / max(system.values.max(initial=0.0), 1e-300)
@@ -338,7 +338,7 @@ def _report(layout: _Layout, at: _Curvature, diverging: np.ndarray) -> Uncertain
         boundary=tuple(label for label, e in zip(layout.labels, edge, strict=True) if e),
         score_norm=score_norm,
         free=free,
-        score=at.score,
+        score=np.asarray(at.score),
     )
 
 
@@ -374,7 +374,7 @@ def _directions(system: _System, labels, which: np.ndarray) -> tuple[dict[str, f
         return ()
     basis = system.vectors[:, which]
     if which.sum() > 1:
-        pivots = scipy.linalg.qr(basis.T, mode="r", pivoting=True)[1][: which.sum()]
+        pivots = scipy.linalg.qr(basis.T, mode="r", pivoting=True)[-1][: which.sum()]
         basis = basis @ np.linalg.inv(basis[pivots])
     out = []
     for scaled in basis.T:
