@@ -58,7 +58,7 @@ def _packed(report: UncertaintyReport) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _unpacked(arrays: Mapping[str, Any], rest: Mapping[str, Any]) -> UncertaintyReport:
-    plain = {k: tuple(v) if isinstance(v, list) else v for k, v in rest.items()}
+    plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in rest.items()}
     return UncertaintyReport(**arrays, **plain)
 
 
