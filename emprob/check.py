@@ -1,7 +1,7 @@
 """`check(model)`: a diagnosis of a bound program that a person can read, before any fit."""
 
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
