@@ -42,7 +42,7 @@ class Place(NamedTuple):
 
     site: str | None
     message: dict | None
-    plate: tuple[str, Any] | None
+    plate: tuple[str | None, Any] | None
     line: str
     plates: dict[str, Any]
 
