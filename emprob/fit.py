@@ -184,7 +184,7 @@ def _step(model: LatentModel, method: Algorithm, state: State) -> tuple[State, I
 def _loop_core(model, method, loop: Loop, limit, max_steps, tol, capacity: int):
     """Up to `limit` evaluations; each describes the current parameters and proposes the next."""
     blank = jnp.zeros(capacity, loop.objective.dtype)
-    trace = Info(*[blank] * (len(Info._fields) - 1), jnp.zeros(capacity, int))
+    trace = Info(blank, blank, blank, blank, blank, jnp.zeros(capacity, int))
 
     def going(carry):
         i, loop, _ = carry
@@ -379,7 +379,7 @@ def _loop(
         clock.compile(lambda: chunk(0))
         while int(loop.stop) == GO:
             began = time.perf_counter()
-            used, loop, trace = clock.run(lambda: chunk(limit))
+            used, loop, trace = clock.run(lambda limit=limit: chunk(limit))
             used, seconds = int(used), time.perf_counter() - began
             chunks.append(jax.tree.map(lambda x, used=used: np.asarray(x)[:used], trace))
             bar.update(int(loop.count), chunks[-1])
