@@ -34,6 +34,7 @@ def dot(a: Mapping[str, Array], b: Mapping[str, Array]) -> Array:
 
 
 def subtract(a: Mapping[str, Array], b: Mapping[str, Array]) -> Params:
+    """a - b, by site."""
     return {k: a[k] - b[k] for k in a}
 
 
