@@ -35,6 +35,7 @@ def tilt_shape(out: Evaluation, variable: Variable) -> tuple[int, ...]:
 
 
 def tilts_of(out: Evaluation) -> dict[str, Array]:
+    """A tilt of zero for every variable: log Z is as it was, its gradient the marginals."""
     return {n: jnp.zeros(tilt_shape(out, v)) for n, v in out.variables.items()}
 
 
