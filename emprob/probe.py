@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 
 from emprob.families import Argument, View
 from emprob.model import Assignment, LatentModel
@@ -137,12 +138,12 @@ def _moved(model: LatentModel, a: Mapping[str, Array], b: Mapping[str, Array]) -
     return jax.tree.map(differ, first, second)
 
 
-def _time_first(x: np.ndarray) -> np.ndarray:
+def _time_first(x: np.ndarray | Array) -> np.ndarray | Array:
     """Aligned terms have their time axis as the first axis longer than one, or not at all."""
     return x.reshape(x.shape[0] if x.ndim else 1, -1) if x.ndim else x
 
 
-def _constant(x: np.ndarray) -> bool:
+def _constant(x: np.ndarray | Array) -> bool:
     return x.shape[0] <= 1 or bool((x == x[:1]).all())
 
 
@@ -180,7 +181,7 @@ def _in_family_form(name: str, p: Probe, reach: Mapping[str, Any]) -> bool:
     size = term.value.shape[:layout]
     varies = np.prod([c for c, n in zip(cells, size, strict=True) if n > 1])
     rows = data / max(np.prod(term.value.shape[layout : term.value.ndim - spec.event_dim]), 1)
-    return rows > 1 and varies < rows and width <= MAX_STATISTICS
+    return bool(rows > 1 and varies < rows and width <= MAX_STATISTICS)
 
 
 def _constants_move(name: str, spec: TermSpec, reach: Mapping[str, Any]) -> bool:
@@ -192,8 +193,10 @@ def _constants_move(name: str, spec: TermSpec, reach: Mapping[str, Any]) -> bool
 
 def _width(spec: TermSpec, d: Any, term: Term) -> int:
     event = term.value.shape[term.value.ndim - spec.event_dim - spec.reinterpreted :]
+    family = spec.family
+    assert family is not None
     wide = jax.eval_shape(
-        lambda: spec.family.statistics(d, jnp.zeros(term.value.shape), jnp.zeros(()))
+        lambda: family.statistics(d, jnp.zeros(term.value.shape), jnp.zeros(()))
     )
     inner = int(np.prod(event[: spec.reinterpreted])) if spec.reinterpreted else 1
     return (wide.shape[-1] + 1) * inner
@@ -215,6 +218,7 @@ def _assign(model: LatentModel, probes: Sequence[Probe], reach: Mapping[str, Any
 
 
 def cell_key(a: Assignment) -> str:
+    """The name under which an assignment's cells are kept in `Data.cells`."""
     return f"{a.param}|{a.term}|{a.argument}"
 
 
@@ -262,6 +266,7 @@ def _flat_prior(model: LatentModel, param: str, probes) -> bool:
 def _place(param: str, name: str, spec: TermSpec, marks: Mapping[str, bool], probes):
     """The one argument of a term in which a parameter stands, and the index of each cell."""
     touched = {k for k, m in marks.items() if m}
+    assert spec.family is not None
     for key, argument in spec.family.arguments.items():
         for view_name, view in argument.views.items():
             index = _match(param, name, argument, view, probes)
@@ -372,4 +377,4 @@ def _pseudo(view: View, prior: Unwrapped, event: tuple[int, ...]) -> Any:
 
 
 def _always_off(mask: Any) -> bool:
-    return not isinstance(mask, jax.core.Tracer) and not np.asarray(mask).any()
+    return not isinstance(mask, Tracer) and not np.asarray(mask).any()
