@@ -8,6 +8,7 @@ ever in memory.
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,14 +38,14 @@ def _axis(x: Array, tail: int, plate: Plate) -> int | None:
     return axis if axis >= 0 and x.shape[axis] == plate.size else None
 
 
-def _axes(out: Evaluation, name: str, plate: Plate) -> Term:
-    """For each array of a term its axis along the plate, -1 where it has none."""
+def _axes(out: Evaluation, name: str, plate: Plate) -> Any:
+    """A `Term` of ints: for each array its axis along the plate, -1 where it has none."""
     term, spec = out.terms[name], out.specs[name]
     if plate.name not in spec.plates:
         return jax.tree.map(lambda _: -1, term)
     r, limits = spec.reinterpreted, spec.cls.arg_constraints
 
-    def axis(x: Array, tail: int) -> int:
+    def axis(x: Array, tail: int) -> Any:
         found = _axis(x, tail, plate)
         return -1 if found is None else found
 
