@@ -121,7 +121,7 @@ class Unobserve(Messenger):
             msg["is_observed"], msg["value"] = False, None
 
     def postprocess_message(self, msg: dict) -> None:
-        dtype = self.dtypes.get(msg.get("name"))
+        dtype = self.dtypes.get(msg.get("name", ""))
         if msg["type"] == "sample" and dtype is not None and msg["value"].dtype != dtype:
             msg["value"] = msg["value"].astype(dtype)  # as the data, for a carry
 
@@ -184,6 +184,7 @@ def replicates(
     """
     s = model.structure
     hidden = frozenset(n for n, role in s.roles if role != "partial")
+    trouble: Exception | None = None
     with jax.enable_x64(True):
         keys = jax.random.split(key, len(next(iter(draws.values()))))
         values = as_arrays(draws)
@@ -196,6 +197,7 @@ def replicates(
                 return {k: np.asarray(v) for k, v in out.items()}
             except jax.errors.ConcretizationTypeError as error:
                 trouble = error
+        assert trouble is not None
         raise trouble
 
 
