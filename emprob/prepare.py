@@ -58,7 +58,7 @@ def prepare(name: str, value: Any) -> Prepared:
         return Prepared(to_array(name, value.to_numpy()), columns)
     if isinstance(value, Mapping) and type(value) in (dict, Mapping):
         return _from_items(name, value.items(), dict)
-    if type(value) in (list, tuple):
+    if isinstance(value, list | tuple) and type(value) in (list, tuple):
         return _from_sequence(name, value)
     if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.extended):
         return Prepared(value, {})  # a PRNG key
