@@ -178,8 +178,11 @@ def unwrap(fn: Any, given: Sequence[Any] = ()) -> Unwrapped:
 
 
 def _as_written(mask: Any, given: Any) -> Array:
-    fits = given is not None and jnp.ndim(given) <= jnp.ndim(mask)
-    if fits and jnp.broadcast_shapes(jnp.shape(given), jnp.shape(mask)) == jnp.shape(mask):
+    if (
+        given is not None
+        and jnp.ndim(given) <= jnp.ndim(mask)
+        and jnp.broadcast_shapes(jnp.shape(given), jnp.shape(mask)) == jnp.shape(mask)
+    ):
         return jnp.asarray(given)
     return jnp.asarray(mask)
 
@@ -302,8 +305,8 @@ class Interpreter(Messenger):
 
     def _parameter_value(self, name: str) -> Array:
         value = self.params[name]
-        timed = self.context.index is not None and name in self.timed
-        return self.context.index(name, value) if timed else value
+        index = self.context.index
+        return index(name, value) if index is not None and name in self.timed else value
 
     def _sample(self, msg: dict) -> None:
         name, fn = msg["name"], unwrap(msg["fn"], self._masks())
