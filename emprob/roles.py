@@ -25,7 +25,7 @@ from numpyro.primitives import Messenger
 from emprob.dependence import dependence
 from emprob.errors import ModelError, nearest
 from emprob.program import Unwrapped, unwrap
-from emprob.space import bijection
+from emprob.space import bijection, forward
 
 
 @dataclass
@@ -103,7 +103,7 @@ class Surveyor(Messenger):
                     f"plate '{msg['name']}': subsample_size={subsample} of {size}. Exact EM "
                     "needs every element; remove subsample_size."
                 )
-        elif kind == "param" and msg["name"] in (self.values or {}):
+        elif kind == "param" and self.values and msg["name"] in self.values:
             msg["value"] = self.values[msg["name"]]
         elif kind == "sample" and not msg["is_observed"]:
             name, values = msg["name"], self.values or {}
@@ -116,6 +116,7 @@ class Surveyor(Messenger):
             msg["value"] = known.value if known is not None else msg["value"]
         elif msg["type"] == "sample" and not isinstance(unwrap(msg["fn"]).base, Unit):
             mask = unwrap(msg["fn"]).mask
+            assert self.recorded is not None
             self.recorded[msg["name"]] = (jnp.asarray(msg["value"]), mask)
 
     def postprocess_message(self, msg: dict) -> None:
@@ -212,7 +213,7 @@ def draw(name: str, fn: Any, seed: int = 0) -> Array:
         return fn.sample(key)
     except NotImplementedError:
         shape = bijection(fn.support).inverse_shape(fn.shape())
-        return bijection(fn.support)(0.1 * jax.random.normal(key, shape))
+        return forward(bijection(fn.support), 0.1 * jax.random.normal(key, shape))
 
 
 def survey(program: Callable, args: tuple, kwargs: Mapping, values=None, seed: int = 0) -> Survey:
@@ -236,7 +237,7 @@ def prior_dependence(program: Callable, args: tuple, kwargs: Mapping, found: Sur
         return {
             n: jax.tree.leaves(s.fn.base)
             for n, s in again.sites.items()
-            if s.kind == "sample" and not s.observed
+            if s.fn is not None and not s.observed
         }
 
     closed, shapes = jax.make_jaxpr(priors, return_shape=True)(free)
