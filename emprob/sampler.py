@@ -35,13 +35,13 @@ class Settings:
 class Draws(NamedTuple):
     """What every transition leaves behind; leading axes (chain, draw) once they are joined."""
 
-    u: Array
-    num_steps: Array
-    diverging: Array
-    accept_prob: Array
-    potential: Array
-    energy: Array
-    step_size: Array
+    u: np.ndarray | Array
+    num_steps: np.ndarray | Array
+    diverging: np.ndarray | Array
+    accept_prob: np.ndarray | Array
+    potential: np.ndarray | Array
+    energy: np.ndarray | Array
+    step_size: np.ndarray | Array
 
 
 @functools.cache
