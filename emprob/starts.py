@@ -141,7 +141,8 @@ def _local(x: np.ndarray, shape: list, rng: np.random.Generator) -> np.ndarray:
     width = int(min(max(steps // rng.integers(10, 60), 3), 50))
     series = x.reshape(steps, -1)
     kernel = np.ones(width) / width
-    smooth = lambda a: np.apply_along_axis(np.convolve, 0, a, kernel, "same")  # noqa: E731
+    same = lambda v: np.convolve(v, kernel, "same")  # noqa: E731
+    smooth = lambda a: np.apply_along_axis(same, 0, a)  # noqa: E731
     mean = smooth(series)
     spread = np.log(np.sqrt(np.maximum(smooth((series - mean) ** 2), 1e-12)))
     both = [f.reshape(len(x), -1) for f in (mean, spread)]
