@@ -10,7 +10,8 @@ is (T, K, B), ``active`` is None or (T, B or 1).
 
 from __future__ import annotations
 
-from functools import partial
+import operator
+from functools import partial, reduce
 from typing import NamedTuple
 
 import jax
@@ -68,14 +69,14 @@ def _push(trans: Array, u: Array) -> Array:
     """``sum_j trans[i, j] u[j]`` without a dot, whose call costs more than the arithmetic."""
     if u.shape[0] > 4:  # measured: one reduction beats many terms from here on
         return jnp.sum(trans * u[None], 1)
-    return sum(trans[:, j] * u[j] for j in range(u.shape[0]))
+    return reduce(operator.add, [trans[:, j] * u[j] for j in range(u.shape[0])])
 
 
 def _pull(r: Array, trans: Array) -> Array:
     """``sum_i r[i] trans[i, j]`` without a dot."""
     if r.shape[0] > 4:
         return jnp.sum(r[:, None] * trans, 0)
-    return sum(r[i] * trans[i] for i in range(r.shape[0]))
+    return reduce(operator.add, [r[i] * trans[i] for i in range(r.shape[0])])
 
 
 def _static_mask(trans: Array, active: Array | None) -> Array | None:
