@@ -248,7 +248,7 @@ def _missing_events(
             f"{values.shape[values.ndim - event_dim :]} must be wholly observed or wholly NaN: "
             "drop or fill these rows, or use independent univariate sites."
         )
-    return some
+    return np.asarray(some)
 
 
 def _check_support(
@@ -265,7 +265,7 @@ def _check_support(
         return
     extra = support.event_dim - event_dim
     if extra > 0:  # a support over more dimensions than the event
-        gone = gone.any(tuple(range(-extra, 0)))
+        gone = np.asarray(gone.any(tuple(range(-extra, 0))))
     try:
         bad = ~np.broadcast_to(inside, gone.shape) & ~gone
     except ValueError:
