@@ -291,7 +291,7 @@ def _notes(model, found: Survey, coords, missing, program) -> Notes:
         for n, s in found.sites.items()
         if s.observed and s.fn is not None and np.size(s.value)
     }
-    statics, plain = _statics(model)
+    statics, plain = _statics(model, found)
     return Notes(
         plan=make_plan(model, found, missing),
         initial=model.notes.value.initial,
@@ -326,7 +326,7 @@ def _atoms(model: LatentModel, found: Survey) -> dict[str, np.ndarray]:
     return {n: np.asarray(b.enumerate_support(expand=False)).ravel() for n, b in bases.items()}
 
 
-def _statics(model: LatentModel) -> tuple[Evaluation, tuple[str, ...]]:
+def _statics(model: LatentModel, found: Survey) -> tuple[Evaluation, tuple[str, ...]]:
     """The static side of an evaluation, and the deterministic sites without latents or time."""
     seen: list[Evaluation] = []
 
@@ -336,17 +336,12 @@ def _statics(model: LatentModel) -> tuple[Evaluation, tuple[str, ...]]:
 
     jax.eval_shape(collect, {k: jnp.asarray(v) for k, v in model.notes.value.initial.items()})
     out = seen[0]
-    dims = [v.dim for v in out.variables.values()]
     plain = tuple(
         n for n, v in out.deterministics.items()
-        if isinstance(v, jax.Array) and not _enumerated(v, dims)
+        if isinstance(v, jax.Array) and v.shape == found.deterministics.get(n)
     )  # fmt: skip
     statics = Evaluation(
         specs=out.specs, plates=out.plates, variables=out.variables, chains=out.chains,
         evidence=out.evidence,
     )  # fmt: skip
     return statics, plain
-
-
-def _enumerated(value: Array, dims: Sequence[int]) -> bool:
-    return any(value.ndim >= -d and value.shape[d] > 1 for d in dims)

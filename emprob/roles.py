@@ -64,12 +64,14 @@ class SurveyedSite:
 class Survey:
     """All sites in program order, the length of each scan, and what is observed in scans.
 
-    `series` has, by observed site of a scan, its values and mask with time as their first axis.
+    `series` has, by observed site of a scan, its values and mask with time as their first axis;
+    `deterministics` the shape of each deterministic site where no latent is enumerated.
     """
 
     sites: dict[str, SurveyedSite] = field(default_factory=dict)
     lengths: list[int] = field(default_factory=list)
     series: dict[str, tuple[np.ndarray, np.ndarray | None]] = field(default_factory=dict)
+    deterministics: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 class Surveyor(Messenger):
@@ -121,6 +123,8 @@ class Surveyor(Messenger):
 
     def postprocess_message(self, msg: dict) -> None:
         self._note(msg)
+        if msg["type"] == "deterministic":
+            self.out.deterministics[msg["name"]] = np.shape(msg["value"])
         if msg["type"] == "sample" and msg["is_observed"]:
             msg["value"] = _label(msg["value"], msg["fn"])
 

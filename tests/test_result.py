@@ -188,6 +188,29 @@ def test_criteria(fitted):
     assert fitted.entropy == pytest.approx(-np.sum(probs * np.log(probs)), rel=1e-8)
 
 
+def test_a_deterministic_site_with_an_entry_per_state_is_in_the_tables():
+    def program(y):
+        with numpyro.plate("states", 2):
+            move = numpyro.sample("move", dist.Dirichlet(jnp.ones(2)))
+            loc = numpyro.sample("loc", dist.Normal(0.0, 10.0))
+        numpyro.deterministic("square", loc**2)
+        z = numpyro.sample("z0", dist.Categorical(jnp.array([0.5, 0.5])))
+        numpyro.deterministic("of the latent", loc[z])
+
+        def step(z, y):
+            z = numpyro.sample("z", dist.Categorical(move[z]))
+            numpyro.sample("y", dist.Normal(loc[z], 0.5), obs=y)
+            return z, None
+
+        scan(step, z, y)
+
+    model = ep.bind(program, np.array([1.0, 1.2, -0.9, -1.1, 1.1]))
+    loc = jnp.array([1.0, -1.5])
+    found = model.deterministics({"move": jnp.array([[0.6, 0.4], [0.3, 0.7]]), "loc": loc})
+    assert list(found) == ["square"]
+    np.testing.assert_allclose(found["square"], loc**2, rtol=1e-12)
+
+
 def test_looks(fitted):
     text = repr(fitted)
     assert "\n" not in text and "converged" in text and "mixture" in text
