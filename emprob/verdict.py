@@ -17,6 +17,7 @@ from emprob.errors import DegeneracyWarning, IdentifiabilityWarning
 from emprob.model import LatentModel, log_factor
 from emprob.types import Params, Status
 
+EMPTY = 1e-10  # weight of a component that explains nothing
 MAX_INFORMATION = 200  # parameters; above, the curvature test costs more than the fit
 
 
@@ -43,6 +44,10 @@ def judge(model: LatentModel, method: Any, run: Any) -> tuple[Status, str, Any, 
             f"{message} (by {objective[-2] - objective[-1]:.3g} at step {len(objective) - 1}, from "
             f"{objective[-2]:.8g}; the parameters before it are kept)"
         )
+    empty = empty_components(model, run.params)
+    if empty:
+        warned.append(DegeneracyWarning(empty))
+        message = f"{message}; {empty}"
     report = None if collapsed else _report(model, run)
     if report is not None and status in (Status.CONVERGED, Status.MAX_STEPS):
         status, message = _by_curvature(status, message, report, warned)
@@ -84,6 +89,23 @@ def _by_curvature(status: Status, message: str, report: Any, warned: list[Warnin
         status = Status.AT_BOUNDARY
         message = f"{status.sentence}: {', '.join(report.boundary)}"
     return status, message
+
+
+def empty_components(model: LatentModel, params: Mapping[str, Any]) -> str:
+    """A sentence on values of a latent in plates that have no weight left, or ''."""
+    found = []
+    for a in model.structure.assignments:
+        if a.argument != "probs" or a.term not in model.latents:
+            continue
+        if model.plan[a.term].structure.startswith("chain"):
+            continue  # a transition or a start of probability zero is no empty state
+        weights = np.asarray(params[a.param], float)
+        for index in np.argwhere(weights < EMPTY).tolist():
+            found.append(f"{a.param}[{', '.join(map(str, index))}]")
+    if not found:
+        return ""
+    shown = ", ".join(found[:6]) + (", ..." if len(found) > 6 else "")
+    return f"empty components: {shown}. Use fewer components, or a prior on their weights"
 
 
 def collapse(model: LatentModel, params: Mapping[str, Any]) -> str:
