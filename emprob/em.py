@@ -32,10 +32,10 @@ class EM:
             object.__setattr__(self, "estep", AutoEStep())
         if isinstance(self.mstep, Auto):
             object.__setattr__(self, "mstep", AutoMStep())
-        parts: tuple[tuple[str, Any, type], ...] = (
+        parts: list[tuple[str, Any, type]] = [
             ("estep", self.estep, EStep),
             ("mstep", self.mstep, MStep),
-        )
+        ]
         for name, part, kind in parts:
             if not isinstance(part, kind) or isinstance(part, type):
                 raise ValueError(
