@@ -8,7 +8,7 @@ ever in memory.
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +55,7 @@ def _axes(out: Evaluation, name: str, plate: Plate) -> Any:
         axis(term.offset, 0),
         {k: axis(v, r + limits[k].event_dim) for k, v in term.arguments.items()},
         axis(term.value, 0 if spec.own else spec.event_dim + r),
-        -1,
+        cast(Any, -1),
     )
 
 
