@@ -178,7 +178,8 @@ def _against(rows: pd.DataFrame, draws: Mapping[str, np.ndarray]) -> pd.DataFram
 def _row_overlap(row: pd.Series, draws: np.ndarray) -> float:
     limits = chart.Bounds(np.asarray(row["low"], float), np.asarray(row["high"], float))
     centre, slope = chart.link(np.asarray(row["estimate"], float), limits)
-    return overlap(float(centre), float(row["se"]) * float(slope), chart.link(draws, limits)[0])
+    se = np.asarray(row["se"], float)
+    return overlap(float(centre), float(se * slope), chart.link(draws, limits)[0])
 
 
 def overlap(mean: float, sd: float, draws: np.ndarray) -> float:
