@@ -207,10 +207,11 @@ def _curvature(model: Any, coordinates: Mapping[str, Array], batch: int) -> _Cur
 def _falls(model: Any, coordinates: Mapping[str, Array], at: _Curvature, step: Array) -> Array:
     """How far the objective stays below its tangent a step up and down each coordinate, (2, F)."""
     point = flatten(model, coordinates)
+    value, score = jnp.asarray(at.value), jnp.asarray(at.score)
 
     def fall(e: Array, move: Array) -> Array:
         far = _objective(model, coordinates, point + move * e)
-        return at.value + move * (at.score @ e) - far
+        return value + move * (score @ e) - far
 
     moves = jnp.concatenate([step, -step])
     basis = jnp.tile(jnp.eye(point.size), (2, 1))
