@@ -92,7 +92,7 @@ class Bayes:
     @property
     def unreliable(self) -> list[str]:
         """Names of the scalars whose R-hat is above 1.01 (constants are left out)."""
-        return list(self.rhat.index[(self.rhat > RHAT_LIMIT).to_numpy()])
+        return [str(k) for k in self.rhat.index[(self.rhat > RHAT_LIMIT).to_numpy()]]
 
     def scalar_draws(self) -> dict[str, np.ndarray]:
         """Draws of every scalar by its name ('mu[0]'), each (chain, draw)."""
