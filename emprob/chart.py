@@ -58,10 +58,11 @@ def from_coordinates(
     transforms: Mapping[str, Transform], coordinates: Mapping[str, Array]
 ) -> dict[str, Array]:
     """Coordinates by site -> constrained values by site."""
-    return {
-        name: jax.nn.softmax(w, -1) if is_simplex(transforms[name]) else forward(transforms[name], w)
-        for name, w in coordinates.items()
-    }
+
+    def value(transform: Transform, w: Array) -> Array:
+        return jax.nn.softmax(w, -1) if is_simplex(transform) else forward(transform, w)
+
+    return {name: value(transforms[name], w) for name, w in coordinates.items()}
 
 
 def entry_labels(name: str, shape: tuple[int, ...]) -> list[str]:
