@@ -195,9 +195,7 @@ def _width(spec: TermSpec, d: Any, term: Term) -> int:
     event = term.value.shape[term.value.ndim - spec.event_dim - spec.reinterpreted :]
     family = spec.family
     assert family is not None
-    wide = jax.eval_shape(
-        lambda: family.statistics(d, jnp.zeros(term.value.shape), jnp.zeros(()))
-    )
+    wide = jax.eval_shape(lambda: family.statistics(d, jnp.zeros(term.value.shape), jnp.zeros(())))
     inner = int(np.prod(event[: spec.reinterpreted])) if spec.reinterpreted else 1
     return (wide.shape[-1] + 1) * inner
 
