@@ -59,12 +59,13 @@ def bind(
 
     Args:
         program: a NumPyro model; it is called as `program(*args, **kwargs)`.
-        *args, **kwargs: its arguments. Arrays (NumPy, JAX, pandas, polars, xarray, lists of
-            numbers) are data; everything else is static. NaN in an observed array is missing.
+        *args: its arguments. Arrays (NumPy, JAX, pandas, polars, xarray, lists of numbers) are
+            data; everything else is static. NaN in an observed array is missing.
         latents: names of the latent sites; None: by the rule of `roles.py`.
         fixed: values (constrained space) of parameters that are not estimated.
         prior: True: the objective is the posterior density of the parameters in the constrained
             space, without Jacobian. False: the likelihood.
+        **kwargs: its keyword arguments, as `*args`.
 
     Returns:
         The model. Its `repr` is the plan.
