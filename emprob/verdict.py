@@ -207,4 +207,5 @@ def _all_states(table: np.ndarray, out: Any) -> bool:
 
 
 def count_parameters(params: Params) -> int:
+    """Number of scalars in all sites together."""
     return sum(x.size for x in jax.tree.leaves(params))
