@@ -20,7 +20,7 @@ from emprob.partition.plates import (
     split_time,
     sum_plates,
 )
-from emprob.program import Chain, Evaluation
+from emprob.program import Chain, Evaluation, Variable
 
 
 class Steps(NamedTuple):
@@ -177,26 +177,36 @@ def _forward(out: Evaluation, chain: Chain, message: Array) -> tuple[dict[str, A
 def pairwise(out: Evaluation, site: str) -> Array:
     """P(z_{t-1} = i, z_t = j | all data) of one chain, from t = 1 on: (T-1, plates..., K, K).
 
-    The gradient of log Z in a tilt on the pair; this is the one place with T x K x K numbers.
+    The gradient of log Z in a tilt on each pair; this is the one place with T x K x K numbers.
     """
     chain, variable = _chain_of(out, site)
     slot = next(s for s in chain.slots if s.following == variable.dim)
+    heads = sorted((int(n.rsplit("@", 1)[1]), n) for n, v in out.variables.items()
+                   if v.site == site and "@" in n)  # fmt: skip
+    first = [out.variables[n] for _, n in heads]
+    pairs = [(a.dim, a.size, b) for a, b in zip(first, first[1:])]
+    parts = [pair_table(out, *p)[None] for p in pairs]
+    steps = pair_table(out, slot.previous, slot.size, variable)
+    # without a step of its own before it, the first pair reaches out of the scan
+    parts.append(steps if heads else steps[1:])
+    return jnp.concatenate(parts)
+
+
+def pair_table(out: Evaluation, before: int, size: int, variable: Variable) -> Array:
+    """Joint posterior of a variable and the one on dimension `before`: (plates..., K, K)."""
     dims = [p.dim for p in out.plates.values()] + [v.dim for v in out.variables.values()]
     dims += [s.previous for c in out.chains.values() for s in c.slots]
     shape = [1] * -min(dims)
-    shape[variable.dim], shape[slot.previous] = variable.size, slot.size
+    shape[variable.dim], shape[before] = variable.size, size
     for p in variable.plates:
         shape[out.plates[p].dim] = out.plates[p].size
     tilt = {variable.name: jnp.zeros(shape)}
     grad = jax.grad(lambda t: log_partition_of(out, tilts=t))(tilt)[variable.name]
     plates = sorted((out.plates[p] for p in variable.plates), key=lambda p: p.dim)
-    axes = [p.dim for p in plates] + [slot.previous, variable.dim]
-    order = [grad.ndim + d for d in axes]
+    order = [grad.ndim + d for d in [p.dim for p in plates] + [before, variable.dim]]
     rest = [i for i in range(grad.ndim) if i not in order]
-    table = grad.transpose(*order, *rest).reshape(
-        *[p.size for p in plates], slot.size, variable.size
-    )
-    return table
+    table = grad.transpose(*order, *rest)
+    return table.reshape(*[p.size for p in plates], size, variable.size)
 
 
 def _chain_of(out: Evaluation, site: str):

@@ -341,8 +341,8 @@ class Run(NamedTuple):
 
 def _run(model, method, start: Start, max_steps, tol, progress, callback, path, rows, clock):
     """Run one start to the end, in chunks, and say how it ended."""
-    index, count = start.index, jnp.asarray(start.count)
-    loop = _begin(_init(model, method, start.params))._replace(count=count)
+    index, loop = start.index, _begin(_init(model, method, start.params))
+    loop = loop._replace(count=loop.count + start.count)
     chunks: list[Info] = [] if start.trace is None else [start.trace]
     with checkpoints.Saver(path, model, method, index) as saver:
         loop, chunks = saver.restore(loop, chunks)

@@ -14,6 +14,7 @@ axis, the statistics are made from the value when they are needed, and their las
 Array layout, aligned from the right:  [times..., enumerated variables..., plates...][statistics].
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -340,10 +341,23 @@ class Interpreter(Messenger):
     def _parameter(self, msg: dict, fn: Unwrapped) -> None:
         name = msg["name"]
         msg["value"] = value = self._parameter_value(name)
-        log_prob = jnp.sum(_scaled(msg, msg["fn"].log_prob(value)))
+        log_prob = _scaled(msg, msg["fn"].log_prob(value))
+        batch = jnp.shape(value)[: jnp.ndim(value) - msg["fn"].event_dim]
+        if log_prob.size > math.prod(batch):
+            self._conditional_prior(msg, fn, log_prob)
+            return
         key = name + self.context.suffix
-        self.out.log_priors[key] = log_prob
+        self.out.log_priors[key] = jnp.sum(log_prob)
         self.out.priors[name] = fn
+
+    def _conditional_prior(self, msg: dict, fn: Unwrapped, log_prob: Array) -> None:
+        """A parameter's prior that varies with a latent is a factor of the sum over the latent."""
+        nothing = jnp.zeros(())
+        plates = self._frames(msg)
+        self._record(msg, fn, log_prob, jnp.ones(()), nothing, nothing, own=None, plates=plates)
+        key = msg["name"] + self.context.suffix
+        self.out.terms[key] = self.out.terms[key]._replace(arguments={})
+        self.out.specs[key] = self.out.specs[key]._replace(family=None)
 
     def _frames(self, msg: dict) -> frozenset[str]:
         names = set()

@@ -211,13 +211,25 @@ def draw(name: str, fn: Any, seed: int = 0) -> Array:
             atoms = base.enumerate_support(expand=False)
             return jnp.broadcast_to(atoms[seed % len(atoms)], (1,) * len(fn.shape()))
         except NotImplementedError:
-            pass
-    key = jax.random.fold_in(jax.random.key(zlib.crc32(name.encode())), seed)
+            return fn.sample(jax.random.key(seed))
+    centre = _centre(fn)
+    rng = np.random.default_rng([zlib.crc32(name.encode()), seed])
+    spread = 0.1 if seed == 0 else 1.0
+    return forward(bijection(fn.support), centre + spread * rng.normal(size=centre.shape))
+
+
+def _centre(fn: Any) -> Array:
+    """The prior mean in unconstrained space, or zero where there is none.
+
+    No prior is sampled: drawing a Dirichlet or a Gamma takes seconds to compile.
+    """
+    transform = bijection(fn.support)
+    zero = jnp.zeros(transform.inverse_shape(fn.shape()))
     try:
-        return fn.sample(key)
-    except NotImplementedError:
-        shape = bijection(fn.support).inverse_shape(fn.shape())
-        return forward(bijection(fn.support), 0.1 * jax.random.normal(key, shape))
+        centre = transform.inv(jnp.broadcast_to(fn.mean, fn.shape()))
+    except (NotImplementedError, AttributeError, TypeError, ValueError):
+        return zero
+    return jnp.where(jnp.isfinite(centre), centre, zero)
 
 
 def survey(program: Callable, args: tuple, kwargs: Mapping, values=None, seed: int = 0) -> Survey:

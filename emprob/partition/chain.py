@@ -19,6 +19,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_batching import custom_vmap
 
+from emprob.partition import chain_blocks as blocks
+from emprob.partition.chain_blocks import Split
 from emprob.partition.chain_log import log_value, log_weights, log_zero, reachable
 
 
@@ -34,6 +36,16 @@ class _Residual(NamedTuple):
     trusted: Array  # (B,), 1 where they can be relied on, else 0
     trans: Array  # (T or 1, K, K, B or 1)
     emit: Array  # (T, K, B)
+
+
+class _BlockResidual(NamedTuple):
+    """The same of one long sequence that is taken in blocks of time; see ``chain_blocks.py``."""
+
+    mass: Split
+    trusted: Array  # (1,)
+    trans: Array  # (1, K, K, 1)
+    emit: Split
+    product: Array  # (K, K, number of blocks), transfer matrices
 
 
 class _Scaled(NamedTuple):
@@ -90,8 +102,8 @@ def _scan_inputs(trans: Array, active: Array | None):
     return trans[0], varying, _static_mask(trans, active)
 
 
-def _scaled_masses(trans: Array, emit: Array, active: Array | None) -> Array:
-    """Backward recursion: masses[t, i] = sum_j A_ij b_t(j) beta_t(j), (T, K, B)."""
+def _scaled_masses(trans: Array, emit: Array, active: Array | None, start: Array) -> Array:
+    """Backward recursion from beta_T = start: masses[t, i] = sum_j A_ij b_t(j) beta_t(j)."""
     fixed, varying, mask = _scan_inputs(trans, active)
 
     def step(beta, xs):
@@ -103,7 +115,6 @@ def _scaled_masses(trans: Array, emit: Array, active: Array | None) -> Array:
         total = jnp.sum(mass, 0)
         return mass / jnp.maximum(total, _tiny(total)), mass
 
-    start = jnp.ones(emit.shape[1:], emit.dtype)
     return lax.scan(step, start, (emit, varying, mask), reverse=True)[1]
 
 
@@ -144,12 +155,21 @@ def _once_if(needed: Array, compute, default):
     return lax.while_loop(lambda carry: carry[0], body, (needed, default))[1]
 
 
-def _underflowed(mass: Array, log_trans: Array, log_emit: Array, active: Array | None) -> Array:
-    """Sequences (B,) in which a scaled message is too small although its true value is not zero."""
-    small = jnp.min(mass, axis=(0, 1)) < _tiny(mass)
+def _underflowed(mass, log_trans: Array, log_emit: Array, active: Array | None) -> Array:
+    """Sequences (B,) in which a scaled message is too small although its true value is not zero.
+
+    ``mass`` is (T, K, B), or a `Split` of it.
+    """
+    tiny = _tiny(log_emit)
+    if isinstance(mass, Split):
+        small = jnp.any(mass.blocks < tiny) | jnp.any(mass.tail < tiny)
+        small = small[None]
+    else:
+        small = jnp.min(mass, axis=(0, 1)) < tiny
 
     def check(_):
-        lost = (mass < _tiny(mass)) & reachable(log_trans, log_emit, active)
+        whole = blocks.join(mass) if isinstance(mass, Split) else mass
+        lost = (whole < tiny) & reachable(log_trans, log_emit, active)
         return jnp.any(lost, axis=(0, 1))
 
     return _once_if(jnp.any(small), check, small)
@@ -179,22 +199,54 @@ def _one_by_one(fun):
     return mapped
 
 
+def _step_by_step(log_trans: Array, log_emit: Array, active: Array | None):
+    """log_beta (K, B), where it cannot be relied on (B,), and the residual, on probabilities."""
+    scaled = _scale_factors(log_trans, log_emit, active)
+    start = jnp.ones(log_emit.shape[1:], log_emit.dtype)
+    mass = _scaled_masses(scaled.trans, scaled.emit, active, start)
+    log_totals = _sum_of_logs(jnp.sum(mass[1:], 1))
+    log_beta = jnp.log(mass[0]) + log_totals + scaled.log_scale
+    failed = _underflowed(mass, log_trans, log_emit, active)
+    return log_beta, failed, _Residual(mass, failed, scaled.trans, scaled.emit)
+
+
+def _in_blocks(log_trans: Array, log_emit: Array):
+    """The same for one long sequence, all blocks of time side by side."""
+    tiny = _tiny(log_emit)
+    trans, trans_shift = _max_shift(log_trans, (1, 2))
+    cut = blocks.split(log_emit)
+    (body, shift), (tail, tail_shift) = _max_shift(cut.blocks, 1), _max_shift(cut.tail, 1)
+    log_scale = jnp.sum(shift) + jnp.sum(tail_shift) + log_emit.shape[0] * jnp.sum(trans_shift)
+    last = jnp.ones(log_emit.shape[1:], log_emit.dtype)
+    tail_mass = _scaled_masses(trans, tail, None, last)
+    if tail.shape[0]:
+        last = tail_mass[0] / jnp.maximum(jnp.sum(tail_mass[0]), tiny)
+    product = blocks.transfer(trans[0], body, tiny)
+    entries = blocks.entries_from_behind(product, last, tiny)
+    mass = _scaled_masses(trans, body, None, entries)
+    totals = jnp.sum(mass, 1).at[0, 0].set(1.0)
+    log_totals = jnp.sum(_sum_of_logs(totals)) + jnp.sum(_sum_of_logs(jnp.sum(tail_mass, 1)))
+    log_beta = jnp.log(mass[0, :, :1]) + log_totals + log_scale
+    masses = Split(mass, tail_mass)
+    failed = _underflowed(masses, log_trans, log_emit, None)
+    failed = failed | blocks.disagree(mass[0], entries, tiny)
+    return log_beta, failed, _BlockResidual(masses, failed, trans, Split(body, tail), product)
+
+
 @jax.custom_jvp
 @_one_by_one
 def _forward(log_trans: Array, log_emit: Array, active: Array | None):
     """log_beta (K, B) and the residual of the reverse pass."""
-    scaled = _scale_factors(log_trans, log_emit, active)
-    mass = _scaled_masses(scaled.trans, scaled.emit, active)
-    log_totals = _sum_of_logs(jnp.sum(mass[1:], 1))
-    fast = jnp.log(mass[0]) + log_totals + scaled.log_scale
-    failed = _underflowed(mass, log_trans, log_emit, active)
+    if blocks.suits(log_trans, log_emit, active):
+        fast, failed, residual = _in_blocks(log_trans, log_emit)
+    else:
+        fast, failed, residual = _step_by_step(log_trans, log_emit, active)
 
     def careful(value):
         return jnp.where(failed, log_value(log_trans, log_emit, active), value)
 
     log_beta = _once_if(jnp.any(failed), careful, fast)
-    trusted = 1.0 - failed.astype(mass.dtype)
-    return log_beta, _Residual(mass, trusted, scaled.trans, scaled.emit)
+    return log_beta, residual._replace(trusted=1.0 - failed.astype(log_emit.dtype))
 
 
 @_forward.defjvp
@@ -219,28 +271,64 @@ def _pair_weights(trans, rates, u, active, shared: bool):
     return trans * jnp.einsum("tib,tjb->ijb", rates, u)[None]
 
 
+def _ahead(mass: Array, emit: Array, trusted: Array, after: Array, total_after: Array):
+    """Masses of the next steps, and the gains b_t / sum of them; ``after`` follows the last."""
+    ahead = jnp.concatenate([mass[1:], after[None]])
+    total = jnp.concatenate([jnp.sum(mass[1:], 1, keepdims=True), total_after[None, None]])
+    alive = (ahead > 0.0) & (trusted > 0.0)
+    return ahead, jnp.where(alive, emit / jnp.where(total > 0.0, total, 1.0), 0.0)
+
+
+def _first_rate(mass: Array, trusted: Array, cotangent: Array) -> Array:
+    alive = (mass > 0.0) & (trusted > 0.0)
+    return jnp.where(alive, cotangent / jnp.where(alive, mass, 1.0), 0.0)
+
+
 def _scaled_weights(log_trans, active, residual: _Residual, cotangent):
     """Gradient of <cotangent, log_beta> over the trusted sequences, on scaled probabilities."""
     mass, trusted, trans, emit = residual
-    ones = jnp.ones_like(mass[:1])
-    ahead = jnp.concatenate([mass[1:], ones])
-    total = jnp.concatenate([jnp.sum(mass[1:], 1, keepdims=True), ones[:, :1]])
-    alive = (ahead > 0.0) & (trusted > 0.0)
-    gain = jnp.where(alive, emit / jnp.where(total > 0.0, total, 1.0), 0.0)
-    alive = (mass[:1] > 0.0) & (trusted > 0.0)
-    first = jnp.where(alive, cotangent / jnp.where(alive, mass[:1], 1.0), 0.0)
-    rates = _scaled_rates(trans, gain, active, first[0])
-    before = jnp.concatenate([first, rates[:-1]])
+    one = jnp.ones_like(mass[0])
+    ahead, gain = _ahead(mass, emit, trusted, one, one[0])
+    first = _first_rate(mass[0], trusted, cotangent)
+    rates = _scaled_rates(trans, gain, active, first)
+    before = jnp.concatenate([first[None], rates[:-1]])
     shared = log_trans.shape[3] == 1
     pairs = _pair_weights(trans, before, gain * ahead, active, shared)
     return pairs, rates * ahead
+
+
+def _block_weights(residual: _BlockResidual, cotangent):
+    """The same for one long sequence, all blocks of time side by side."""
+    (mass, tail), trusted, trans, emit, product = residual
+    one = jnp.ones_like(cotangent)
+    if tail.shape[0]:
+        after, total_after = tail[0], jnp.sum(tail[0], 0)
+    else:
+        after, total_after = one, one[0]
+    behind = jnp.concatenate([mass[0, :, 1:], after], 1)
+    totals = jnp.concatenate([jnp.sum(mass[0, :, 1:], 0), total_after])
+    ahead, gain = _ahead(mass, emit.blocks, trusted, behind, totals)
+    first = _first_rate(mass[0, :, :1], trusted, cotangent)
+    entries = blocks.entries_from_before(product, mass[0], behind, first)
+    rates = _scaled_rates(trans, gain, None, entries)
+    before = jnp.concatenate([entries[None], rates[:-1]])
+    pairs = _pair_weights(trans, before, gain * ahead, None, True)
+    if not tail.shape[0]:
+        return pairs, blocks.join(Split(rates * ahead, tail))
+    rest = _Residual(tail, trusted, trans, emit.tail)
+    # a rate before the tail is what a cotangent divided by its first mass would have been
+    tail_pairs, tail_marginals = _scaled_weights(trans, None, rest, rates[-1, :, -1:] * tail[0])
+    return pairs + tail_pairs, blocks.join(Split(rates * ahead, tail_marginals))
 
 
 @jax.custom_jvp
 @_one_by_one
 def _weights(log_trans, log_emit, active, residual: _Residual, cotangent):
     """Gradient of <cotangent, log_beta> with respect to both tables."""
-    fast = _scaled_weights(log_trans, active, residual, cotangent)
+    if isinstance(residual, _BlockResidual):
+        fast = _block_weights(residual, cotangent)
+    else:
+        fast = _scaled_weights(log_trans, active, residual, cotangent)
 
     def careful(weights):
         rest = cotangent * (1.0 - residual.trusted)
