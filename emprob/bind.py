@@ -5,6 +5,7 @@ exponential families with parameters that do not vary along the data, which do n
 and where each parameter stands, all by evaluating the program at a few random parameters.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -87,10 +88,20 @@ def bind(
         return replace(model, notes=Same(notes))
 
 
+def _argument_names(program: Callable, count: int) -> list[str]:
+    """The program's own names of its positional arguments, for messages."""
+    try:
+        known = list(inspect.signature(program).parameters)
+    except (TypeError, ValueError):
+        known = []
+    return [known[i] if i < len(known) else f"argument {i}" for i in range(count)]
+
+
 def _prepare(program: Callable, args: tuple, kwargs: Mapping) -> tuple[tuple, dict, dict]:
-    prepared = [prepare(f"argument {i}", a) for i, a in enumerate(args)]
+    names = _argument_names(program, len(args))
+    prepared = [prepare(n, a) for n, a in zip(names, args, strict=True)]
     named = {k: prepare(k, v) for k, v in kwargs.items()}
-    coords = {f"argument {i}": p.coords for i, p in enumerate(prepared) if p.coords}
+    coords = {n: p.coords for n, p in zip(names, prepared, strict=True) if p.coords}
     coords |= {k: p.coords for k, p in named.items() if p.coords}
     if not callable(program):
         raise ModelError(

@@ -26,7 +26,7 @@ from emprob.result import Fit
 from emprob.starts import make_starts
 from emprob.types import Algorithm, Info, Params, State, Status
 from emprob.validate import check_init, check_steps
-from emprob.verdict import blame, collapse, judge
+from emprob.verdict import blame, collapse, judge, stopped_early
 
 CAPACITY = 256  # steps of one compiled call
 SHORT = 40  # steps of every start before the best go on
@@ -89,6 +89,14 @@ def fit(
             for start in finalists
         ]
         best = max(runs, key=lambda r: (not collapse(model, r.params), r.objective))
+        for tighter in (1e-2 * tol, 1e-4 * tol):
+            if not stopped_early(model, best, tol):
+                break
+            arrays = {k: jnp.asarray(v) for k, v in best.params.items()}
+            again = Start(best.start, arrays, best.num_steps, Info(**best.trace))
+            best = _run(
+                model, method, again, max_steps, tighter, progress, callback, None, rows, clock
+            )
         return _result(model, method, best, rows, clock)
 
 
@@ -186,6 +194,8 @@ def _loop_core(model, method, loop: Loop, limit, max_steps, tol, capacity: int):
     blank = jnp.zeros(capacity, loop.objective.dtype)
     trace = Info(blank, blank, blank, blank, blank, jnp.zeros(capacity, int))
 
+    decide = _decide if getattr(method, "monotone", True) else _decide_freely
+
     def going(carry):
         i, loop, _ = carry
         return (i < limit) & (loop.stop == GO)
@@ -194,7 +204,7 @@ def _loop_core(model, method, loop: Loop, limit, max_steps, tol, capacity: int):
         i, loop, trace = carry
         new, info = method.step(model, loop.state)
         trace = jax.tree.map(lambda t, x: t.at[i].set(x), trace, info)
-        return i + 1, _decide(loop, new, info, max_steps, tol), trace
+        return i + 1, decide(loop, new, info, max_steps, tol), trace
 
     return jax.lax.while_loop(going, advance, (jnp.zeros((), int), loop, trace))
 
@@ -214,6 +224,19 @@ def _decide(loop: Loop, new: State, info: Info, max_steps, tol) -> Loop:
     go = stop == GO
     state = jax.tree.map(lambda a, b: jnp.where(go, a, b), new, loop.state)
     return _strong(Loop(state, params, objective, loop.count + go, stop))
+
+
+def _decide_freely(loop: Loop, new: State, info: Info, max_steps, tol) -> Loop:
+    """As `_decide`, for a method that may go down on its way: the best parameters are kept."""
+    stop = jnp.where(info.score_norm <= tol, CONVERGED, GO)
+    stop = jnp.where((stop == GO) & (loop.count >= max_steps), OUT, stop)
+    stop = jnp.where(jnp.isfinite(info.objective), stop, NON_FINITE)
+    best = info.objective > loop.objective
+    params = {k: jnp.where(best, v, loop.params[k]) for k, v in loop.state.params.items()}
+    objective = jnp.where(best, info.objective, loop.objective)
+    go = stop == GO
+    state = jax.tree.map(lambda a, b: jnp.where(go, a, b), new, loop.state)
+    return Loop(state, params, objective, loop.count + go, stop)
 
 
 @partial(jax.jit, static_argnames=("method", "capacity"))

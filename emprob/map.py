@@ -29,6 +29,11 @@ class MAP:
                 f"MAP(optimizer={o!r}): expected an optax transformation, such as optax.adam(1e-2)."
             )
 
+    @property
+    def monotone(self) -> bool:
+        """Whether no step may lower the objective: Newton's are shortened, an optimiser's not."""
+        return self.optimizer is None
+
     def init(self, model: LatentModel, params: Params) -> State:
         if self.optimizer is None:
             return State(params, ())

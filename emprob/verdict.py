@@ -18,6 +18,7 @@ from emprob.model import LatentModel, log_factor
 from emprob.types import Params, Status
 
 EMPTY = 1e-10  # weight of a component that explains nothing
+FAR = 1e-3  # standard errors from the optimum that no run may call converged
 MAX_INFORMATION = 200  # parameters; above, the curvature test costs more than the fit
 
 
@@ -44,10 +45,9 @@ def judge(model: LatentModel, method: Any, run: Any) -> tuple[Status, str, Any, 
             f"{message} (by {objective[-2] - objective[-1]:.3g} at step {len(objective) - 1}, from "
             f"{objective[-2]:.8g}; the parameters before it are kept)"
         )
-    empty = empty_components(model, run.params)
-    if empty:
-        warned.append(DegeneracyWarning(empty))
-        message = f"{message}; {empty}"
+    for note in filter(None, (empty_components(model, run.params), constant_data(model))):
+        warned.append(DegeneracyWarning(note))
+        message = f"{message}; {note}"
     report = None if collapsed else _report(model, run)
     if report is not None and status in (Status.CONVERGED, Status.MAX_STEPS):
         status, message = _by_curvature(status, message, report, warned)
@@ -56,9 +56,32 @@ def judge(model: LatentModel, method: Any, run: Any) -> tuple[Status, str, Any, 
     return status, message, report, warned
 
 
+def constant_data(model: LatentModel) -> str:
+    """A sentence on sites whose data are all equal, or ''."""
+    names = [
+        n
+        for n, x in model.notes.value.observed.items()
+        if np.size(x) > 1 and np.asarray(x).dtype.kind == "f" and np.nanstd(x) == 0
+    ]
+    sites = ", ".join(map(repr, names))
+    return f"all values of site {sites} are equal: only its prior sets a scale" if names else ""
+
+
 def _has_rate(method: Any) -> bool:
     """Whether the length of a step is the user's choice."""
     return getattr(method, "optimizer", None) is not None
+
+
+def stopped_early(model: LatentModel, run: Any, tol: float) -> bool:
+    """Whether a run that calls itself converged is not, by the exact distance to the optimum.
+
+    While EM runs the distance is estimated from two gains; where EM's rate still changes, that
+    can be far too small.
+    """
+    if run.status is not Status.CONVERGED:
+        return False
+    report = _report(model, run)
+    return report is not None and report.score_norm > max(100 * tol, 1e-5)
 
 
 def _has_prior(model: LatentModel) -> bool:
@@ -82,7 +105,10 @@ def _by_curvature(status: Status, message: str, report: Any, warned: list[Warnin
         message += f"; not identified: {text}"
     if status is not Status.CONVERGED:
         return status, message
-    if report.negative_directions:
+    if report.score_norm > FAR:
+        status = Status.MAX_STEPS
+        message = f"not converged: {report.score_norm:.2g} standard errors from the optimum"
+    elif report.negative_directions:
         status = Status.SADDLE
         message = f"{status.sentence}, along {'; '.join(report.negative_directions)}"
     elif report.boundary:

@@ -155,21 +155,17 @@ def _once_if(needed: Array, compute, default):
     return lax.while_loop(lambda carry: carry[0], body, (needed, default))[1]
 
 
-def _underflowed(mass, log_trans: Array, log_emit: Array, active: Array | None) -> Array:
+def _lost(small: Array, mass, log_trans: Array, log_emit: Array, active: Array | None) -> Array:
     """Sequences (B,) in which a scaled message is too small although its true value is not zero.
 
-    ``mass`` is (T, K, B), or a `Split` of it.
+    Args:
+        small: (B,), where some message is too small.
+        mass: function that gives the masses (T, K, B); called only if any is.
+        log_trans, log_emit, active: the tables.
     """
-    tiny = _tiny(log_emit)
-    if isinstance(mass, Split):
-        small = jnp.any(mass.blocks < tiny) | jnp.any(mass.tail < tiny)
-        small = small[None]
-    else:
-        small = jnp.min(mass, axis=(0, 1)) < tiny
 
     def check(_):
-        whole = blocks.join(mass) if isinstance(mass, Split) else mass
-        lost = (whole < tiny) & reachable(log_trans, log_emit, active)
+        lost = (mass() < _tiny(log_emit)) & reachable(log_trans, log_emit, active)
         return jnp.any(lost, axis=(0, 1))
 
     return _once_if(jnp.any(small), check, small)
@@ -206,7 +202,8 @@ def _step_by_step(log_trans: Array, log_emit: Array, active: Array | None):
     mass = _scaled_masses(scaled.trans, scaled.emit, active, start)
     log_totals = _sum_of_logs(jnp.sum(mass[1:], 1))
     log_beta = jnp.log(mass[0]) + log_totals + scaled.log_scale
-    failed = _underflowed(mass, log_trans, log_emit, active)
+    small = jnp.min(mass, axis=(0, 1)) < _tiny(mass)
+    failed = _lost(small, lambda: mass, log_trans, log_emit, active)
     return log_beta, failed, _Residual(mass, failed, scaled.trans, scaled.emit)
 
 
@@ -223,14 +220,15 @@ def _in_blocks(log_trans: Array, log_emit: Array):
         last = tail_mass[0] / jnp.maximum(jnp.sum(tail_mass[0]), tiny)
     product = blocks.transfer(trans[0], body, tiny)
     entries = blocks.entries_from_behind(product, last, tiny)
-    mass = _scaled_masses(trans, body, None, entries)
-    totals = jnp.sum(mass, 1).at[0, 0].set(1.0)
+    found = blocks.masses(trans[0], body, entries, tiny)
+    totals = found.total.at[0, 0].set(1.0)
     log_totals = jnp.sum(_sum_of_logs(totals)) + jnp.sum(_sum_of_logs(jnp.sum(tail_mass, 1)))
-    log_beta = jnp.log(mass[0, :, :1]) + log_totals + log_scale
-    masses = Split(mass, tail_mass)
-    failed = _underflowed(masses, log_trans, log_emit, None)
-    failed = failed | blocks.disagree(mass[0], entries, tiny)
-    return log_beta, failed, _BlockResidual(masses, failed, trans, Split(body, tail), product)
+    log_beta = jnp.log(found.mass[0, :, :1]) + log_totals + log_scale
+    mass = Split(found.mass, tail_mass)
+    small = (found.least < tiny) | jnp.any(tail_mass < tiny)
+    failed = _lost(small[None], lambda: blocks.join(mass), log_trans, log_emit, None)
+    failed = failed | blocks.disagree(found.mass[0], entries, tiny)
+    return log_beta, failed, _BlockResidual(mass, failed, trans, Split(body, tail), product)
 
 
 @jax.custom_jvp
@@ -271,14 +269,6 @@ def _pair_weights(trans, rates, u, active, shared: bool):
     return trans * jnp.einsum("tib,tjb->ijb", rates, u)[None]
 
 
-def _ahead(mass: Array, emit: Array, trusted: Array, after: Array, total_after: Array):
-    """Masses of the next steps, and the gains b_t / sum of them; ``after`` follows the last."""
-    ahead = jnp.concatenate([mass[1:], after[None]])
-    total = jnp.concatenate([jnp.sum(mass[1:], 1, keepdims=True), total_after[None, None]])
-    alive = (ahead > 0.0) & (trusted > 0.0)
-    return ahead, jnp.where(alive, emit / jnp.where(total > 0.0, total, 1.0), 0.0)
-
-
 def _first_rate(mass: Array, trusted: Array, cotangent: Array) -> Array:
     alive = (mass > 0.0) & (trusted > 0.0)
     return jnp.where(alive, cotangent / jnp.where(alive, mass, 1.0), 0.0)
@@ -287,8 +277,11 @@ def _first_rate(mass: Array, trusted: Array, cotangent: Array) -> Array:
 def _scaled_weights(log_trans, active, residual: _Residual, cotangent):
     """Gradient of <cotangent, log_beta> over the trusted sequences, on scaled probabilities."""
     mass, trusted, trans, emit = residual
-    one = jnp.ones_like(mass[0])
-    ahead, gain = _ahead(mass, emit, trusted, one, one[0])
+    ones = jnp.ones_like(mass[:1])
+    ahead = jnp.concatenate([mass[1:], ones])
+    total = jnp.concatenate([jnp.sum(mass[1:], 1, keepdims=True), ones[:, :1]])
+    alive = (ahead > 0.0) & (trusted > 0.0)
+    gain = jnp.where(alive, emit / jnp.where(total > 0.0, total, 1.0), 0.0)
     first = _first_rate(mass[0], trusted, cotangent)
     rates = _scaled_rates(trans, gain, active, first)
     before = jnp.concatenate([first[None], rates[:-1]])
@@ -301,24 +294,19 @@ def _block_weights(residual: _BlockResidual, cotangent):
     """The same for one long sequence, all blocks of time side by side."""
     (mass, tail), trusted, trans, emit, product = residual
     one = jnp.ones_like(cotangent)
-    if tail.shape[0]:
-        after, total_after = tail[0], jnp.sum(tail[0], 0)
-    else:
-        after, total_after = one, one[0]
-    behind = jnp.concatenate([mass[0, :, 1:], after], 1)
-    totals = jnp.concatenate([jnp.sum(mass[0, :, 1:], 0), total_after])
-    ahead, gain = _ahead(mass, emit.blocks, trusted, behind, totals)
+    after = (tail[0], jnp.sum(tail[0], 0)) if tail.shape[0] else (one, one[0])
+    behind = jnp.concatenate([mass[0, :, 1:], after[0]], 1)
+    totals = jnp.concatenate([jnp.sum(mass[0, :, 1:], 0), after[1]])
     first = _first_rate(mass[0, :, :1], trusted, cotangent)
     entries = blocks.entries_from_before(product, mass[0], behind, first)
-    rates = _scaled_rates(trans, gain, None, entries)
-    before = jnp.concatenate([entries[None], rates[:-1]])
-    pairs = _pair_weights(trans, before, gain * ahead, None, True)
+    sums, marginals, rate = blocks.weights(trans[0], emit.blocks, mass, (behind, totals), entries)
+    pairs = trans * sums[None, :, :, None]
     if not tail.shape[0]:
-        return pairs, blocks.join(Split(rates * ahead, tail))
+        return pairs, blocks.join(Split(marginals, tail))
     rest = _Residual(tail, trusted, trans, emit.tail)
     # a rate before the tail is what a cotangent divided by its first mass would have been
-    tail_pairs, tail_marginals = _scaled_weights(trans, None, rest, rates[-1, :, -1:] * tail[0])
-    return pairs + tail_pairs, blocks.join(Split(rates * ahead, tail_marginals))
+    tail_pairs, tail_marginals = _scaled_weights(trans, None, rest, rate[:, -1:] * tail[0])
+    return pairs + tail_pairs, blocks.join(Split(marginals, tail_marginals))
 
 
 @jax.custom_jvp

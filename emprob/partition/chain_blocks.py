@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -55,8 +54,15 @@ def join(x: Split) -> Array:
     return jnp.concatenate([body, x.tail])
 
 
+def _push(trans: Array, u: Array) -> Array:
+    """``sum_j trans[i, j] u[j]``, written out: see ``chain.py``."""
+    return sum(trans[:, j] * u[j] for j in range(u.shape[0]))
+
+
 def transfer(trans: Array, emit: Array, tiny: float) -> Array:
-    """Product over the steps of a block of A diag(b_t), of sum one, (K, K, B).
+    """Product over the steps of a block of A diag(b_t), of sum near one, (K, K, B).
+
+    A step is scaled by the sum of the one before it, which keeps the division out of its way.
 
     Args:
         trans: (K, K, 1).
@@ -65,13 +71,76 @@ def transfer(trans: Array, emit: Array, tiny: float) -> Array:
     """
     num_states = emit.shape[1]
 
-    def step(product, b):
-        u = b[:, None] * product
+    def step(carry, b):
+        product, scale = carry
+        u = (b * scale)[:, None] * product
         new = sum(trans[:, j, None] * u[j] for j in range(num_states))
-        return new / jnp.maximum(jnp.sum(new, (0, 1)), tiny), None
+        return (new, 1.0 / jnp.maximum(jnp.sum(new, (0, 1)), tiny)), None
 
     start = jnp.broadcast_to(jnp.eye(num_states)[..., None], (num_states, *emit.shape[1:]))
-    return lax.scan(step, start.astype(emit.dtype), emit, reverse=True)[0]
+    start = (start.astype(emit.dtype), jnp.ones(emit.shape[2:], emit.dtype))
+    (product, scale), _ = lax.scan(step, start, emit, reverse=True)
+    return product * scale
+
+
+class Masses(NamedTuple):
+    """Backward recursion over the blocks: masses (L, K, B), their sums (L, B), the least mass."""
+
+    mass: Array
+    total: Array
+    least: Array
+
+
+def masses(trans: Array, emit: Array, entries: Array, tiny: float) -> Masses:
+    """mass[t, i] = sum_j A_ij b_t(j) beta_t(j), beta the next mass divided by its sum.
+
+    Args:
+        trans: (K, K, 1).
+        emit: (L, K, B).
+        entries: beta after the last step of each block (K, B).
+        tiny: smallest number to divide by.
+    """
+
+    def step(carry, b):
+        mass, scale, least = carry
+        mass = _push(trans, (b * scale) * mass)
+        total = jnp.sum(mass, 0)
+        least = jnp.minimum(least, jnp.min(mass, 0))
+        return (mass, 1.0 / jnp.maximum(total, tiny), least), (mass, total)
+
+    one = jnp.ones(emit.shape[2:], emit.dtype)
+    (_, _, least), (mass, total) = lax.scan(step, (entries, one, one), emit, reverse=True)
+    return Masses(mass, total, jnp.min(least))
+
+
+def weights(trans: Array, emit: Array, mass: Array, behind: tuple[Array, Array], entries: Array):
+    """Forward recursion: sums of r_t(i) u_t(j) over all steps (K, K), marginals, last rates.
+
+    The pairs are added up on the way, while their factors are at hand.
+
+    Args:
+        trans: (K, K, 1).
+        emit: (L, K, B), zero throughout where nothing is to be summed.
+        mass: (L, K, B).
+        behind: the masses that follow each block (K, B), and their sums (B,).
+        entries: the rate before the first step of each block (K, B).
+    """
+    num_states = emit.shape[1]
+
+    def step(carry, inputs):
+        rate, pairs = carry
+        b, ahead, total = inputs
+        scale = jnp.where(total > 0.0, 1.0 / jnp.where(total > 0.0, total, 1.0), 0.0)
+        gain = jnp.where(ahead > 0.0, b * scale, 0.0)
+        pairs = pairs + rate[:, None] * (gain * ahead)
+        rate = gain * sum(rate[i] * trans[i] for i in range(num_states))
+        return (rate, pairs), rate * ahead
+
+    ahead = jnp.concatenate([mass[1:], behind[0][None]])
+    total = jnp.concatenate([jnp.sum(mass[1:], 1), behind[1][None]])
+    start = (entries, jnp.zeros((num_states, *emit.shape[1:]), emit.dtype))
+    (rate, pairs), marginals = lax.scan(step, start, (emit, ahead, total))
+    return jnp.sum(pairs, 2), marginals, rate
 
 
 def entries_from_behind(product: Array, last: Array, tiny: float) -> Array:
