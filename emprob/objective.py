@@ -50,6 +50,8 @@ def newton_step(f: Callable[[Params], Array], u: Params) -> Params:
     gradient promises.
     """
     flat, unravel = ravel_pytree(u)
+    if flat.size == 0:  # a simplex of one share
+        return u
 
     def g(x: Array) -> Array:
         return f(unravel(x))
