@@ -36,7 +36,8 @@ def latent_class(answers: Any, num_classes: int = 2, num_answers: int = 2) -> No
     """
     n, items = answers.shape
     weights = numpyro.sample("weights", dist.Dirichlet(2 * jnp.ones(num_classes)))
-    with numpyro.plate("class", num_classes, dim=-2), numpyro.plate("item", items, dim=-1):
+    # Not the plate of the answers: what shares a plate with data is latent by rule.
+    with numpyro.plate("class", num_classes, dim=-2), numpyro.plate("question", items, dim=-1):
         probs = numpyro.sample("probs", dist.Dirichlet(1.5 * jnp.ones(num_answers)))
     with numpyro.plate("respondent", n, dim=-2):
         z = numpyro.sample("z", dist.Categorical(weights), infer={"enumerate": "parallel"})

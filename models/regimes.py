@@ -142,21 +142,25 @@ def order(found: ep.Fit) -> np.ndarray:
     return np.argsort(found.params["variance"])
 
 
-def candidates(returns: np.ndarray, opt: _report.Options) -> pd.DataFrame:
-    """Log-likelihood and BIC of two and three states with both laws."""
-    rows = {}
-    for name, program in PROGRAMS.items():
-        for k in (2, 3):
-            found = ep.fit(
-                ep.bind(program, returns, k), key=opt.seed, num_starts=opt.num_starts,
-                max_steps=3000, progress=opt.progress,
-            )  # fmt: skip
-            rows[f"{name}, {k} states"] = {
-                "log-likelihood": found.log_likelihood, "parameters": found.df,
-                "BIC": found.bic, "status": found.status.word,
-                "seconds": found.seconds["total"],
-            }  # fmt: skip
+def beside_smaller(
+    found: ep.Fit, law: str, returns: np.ndarray, num_states: int, opt: _report.Options
+) -> pd.DataFrame:
+    """The fit's log-likelihood and BIC beside those of one state less."""
+    rows = {f"{num_states} states": _row(found)}
+    if num_states > 2:
+        smaller = ep.fit(
+            ep.bind(PROGRAMS[law], returns, num_states - 1), key=opt.seed,
+            num_starts=opt.num_starts, max_steps=3000, progress=opt.progress,
+        )  # fmt: skip
+        rows = {f"{num_states - 1} states": _row(smaller)} | rows
     return pd.DataFrame(rows).T
+
+
+def _row(found: ep.Fit) -> dict:
+    return {
+        "log-likelihood": found.log_likelihood, "parameters": found.df, "BIC": found.bic,
+        "status": found.status.word, "seconds": found.seconds["total"],
+    }  # fmt: skip
 
 
 def durations(found: ep.Fit) -> pd.DataFrame:
@@ -223,15 +227,15 @@ def main(argv: Sequence[str] | None = None) -> ep.Fit:
     y = returns.to_numpy()
     print(f"S&P 500, {len(y)} daily log returns in percent, {returns.index[0]:%d %B %Y} to "
           f"{returns.index[-1]:%d %B %Y}")  # fmt: skip
-    if not args.quick:
-        _report.heading("Two or three states, normal or Student-t")
-        _report.show(candidates(y, opt), 7)
     model = ep.bind(PROGRAMS[args.law], y, args.states)
     _report.heading(f"The plan: {args.law} returns, {args.states} states")
     print(model)
     _report.heading(f"EM from {opt.num_starts} starts")
     found = _report.fit(model, opt)
     _report.show(found.starts.sort_values("objective", ascending=False))
+    if not args.quick:
+        _report.heading("Is one state less enough?")
+        _report.show(beside_smaller(found, args.law, y, args.states, opt), 7)
     _report.heading("Estimates, standard errors by observed information")
     _report.show(found.summary())
     _report.heading("Regimes")
