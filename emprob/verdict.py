@@ -123,8 +123,8 @@ def empty_components(model: LatentModel, params: Mapping[str, Any]) -> str:
     for a in model.structure.assignments:
         if a.argument != "probs" or a.term not in model.latents:
             continue
-        if model.plan[a.term].structure.startswith("chain"):
-            continue  # a transition or a start of probability zero is no empty state
+        if not model.plan[a.term].structure.startswith("plate"):
+            continue  # a transition or a start of probability zero is no empty component
         weights = np.asarray(params[a.param], float)
         for index in np.argwhere(weights < EMPTY).tolist():
             found.append(f"{a.param}[{', '.join(map(str, index))}]")
