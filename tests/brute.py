@@ -48,14 +48,18 @@ class Brute:
         program, args: the NumPyro program and its arguments.
         params: values of the parameters.
         latents: by site, shape and number of values.
+        dtype: of the latents' values, where the program's carry asks for one.
     """
 
-    def __init__(self, program: Callable, args: tuple, params: Mapping, latents: Mapping):
-        self.program, self.args = program, args
+    def __init__(
+        self, program: Callable, args: tuple, params: Mapping, latents: Mapping, dtype: Any = int
+    ):
+        self.program, self.args, self.dtype = program, args, dtype
         self.params = {k: jnp.asarray(v, float) for k, v in params.items()}
         self.latents = dict(latents)
         self.values = configurations(latents)
-        self.joint = np.asarray(jax.jit(self._joint)(self.params))
+        self._compiled = jax.jit(self._joint)
+        self.joint = np.asarray(self._compiled(self.params))
         self.log_z = float(logsumexp(self.joint))
         self.probs = np.exp(self.joint - self.log_z)
 
@@ -63,7 +67,13 @@ class Brute:
         def one(z: dict) -> jax.Array:
             return log_density(self.program, self.args, {}, {**params, **z})[0]
 
-        return jax.vmap(one)({k: jnp.asarray(v) for k, v in self.values.items()})
+        if not self.latents:
+            return one({})[None]
+        return jax.vmap(one)({k: jnp.asarray(v, self.dtype) for k, v in self.values.items()})
+
+    def log_z_at(self, params: Mapping) -> float:
+        """log Z at other values of the parameters."""
+        return float(logsumexp(self._compiled(dict(params))))
 
     def score(self, simplices: tuple[str, ...]) -> dict[str, np.ndarray]:
         """Gradient of log Z in the move of `moved`, at no move."""
