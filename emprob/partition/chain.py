@@ -161,7 +161,9 @@ def _lost(small: Array, mass, log_trans: Array, log_emit: Array, active: Array |
     Args:
         small: (B,), where some message is too small.
         mass: function that gives the masses (T, K, B); called only if any is.
-        log_trans, log_emit, active: the tables.
+        log_trans: see `chain_factor`, canonical.
+        log_emit: likewise.
+        active: likewise.
     """
 
     def check(_):
