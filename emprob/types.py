@@ -3,6 +3,7 @@
 import enum
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 from jax import Array
 
 Params = dict[str, Array]
@@ -28,7 +29,7 @@ class State(NamedTuple):
 
 
 class Info(NamedTuple):
-    """What one step says to the person.
+    """What one step says to the person; of a run, each with an axis of steps, on the host.
 
     Attributes:
         objective: log-posterior (or log-likelihood) at the parameters the step started from.
@@ -39,12 +40,12 @@ class Info(NamedTuple):
         num_maps: E-steps the step used.
     """
 
-    objective: Array
-    log_likelihood: Array
-    gain: Array
-    rate: Array
-    score_norm: Array
-    num_maps: Array
+    objective: np.ndarray | Array
+    log_likelihood: np.ndarray | Array
+    gain: np.ndarray | Array
+    rate: np.ndarray | Array
+    score_norm: np.ndarray | Array
+    num_maps: np.ndarray | Array
 
 
 class Capabilities(NamedTuple):
