@@ -10,6 +10,8 @@ fewer than B steps, (R, K, 1), that is taken step by step. T = L B + R.
 
 from __future__ import annotations
 
+import operator
+from functools import reduce
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -56,7 +58,7 @@ def join(x: Split) -> Array:
 
 def _push(trans: Array, u: Array) -> Array:
     """``sum_j trans[i, j] u[j]``, written out: see ``chain.py``."""
-    return sum(trans[:, j] * u[j] for j in range(u.shape[0]))
+    return reduce(operator.add, [trans[:, j] * u[j] for j in range(u.shape[0])])
 
 
 def transfer(trans: Array, emit: Array, tiny: float) -> Array:
