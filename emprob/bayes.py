@@ -22,6 +22,7 @@ import xarray as xr
 from jax import Array, lax
 
 from emprob import _arviz, start_point
+from emprob.bind import with_latents_as_parameters
 from emprob.chart import entry_labels
 from emprob.errors import ConvergenceWarning
 from emprob.keys import as_key
@@ -184,7 +185,9 @@ def nuts(
     dense_mass: bool = True,
     target_accept: float = 0.8,
 ) -> Bayes:
-    """Sample the parameters' posterior by NUTS, the latents integrated out exactly.
+    """Sample the parameters' posterior by NUTS, the discrete latents summed out exactly.
+
+    Continuous latents are sampled together with the parameters, as in the program as written.
 
     The program's prior counts here even if the model was bound with `prior=False`. A
     `numpyro.param` site has no prior: its density is flat on the constrained scale. The posterior
@@ -221,6 +224,7 @@ def nuts(
     """
     _check_counts(num_warmup=num_warmup, num_samples=num_samples, num_chains=num_chains)
     settings = Settings(num_warmup, dense_mass, target_accept)
+    model = with_latents_as_parameters(model)
     with working(model):
         clock = {"compile": -time.perf_counter(), "warmup": 0.0, "sample": 0.0}
         target = start_point.with_prior(model)

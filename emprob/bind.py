@@ -21,7 +21,16 @@ from emprob.dependence import dependence
 from emprob.errors import ModelError, nearest
 from emprob.estep.enumerate import log_partition_of
 from emprob.explain import explain
-from emprob.model import Data, LatentModel, Same, Slot, Static, StaticArray, Structure
+from emprob.model import (
+    Data,
+    LatentModel,
+    Same,
+    Slot,
+    Static,
+    StaticArray,
+    Structure,
+    arguments,
+)
 from emprob.partition.plates import MAX_TABLE_BYTES, TableTooLarge
 from emprob.plan import describe, make_plan
 from emprob.prepare import prepare
@@ -81,11 +90,31 @@ def bind(
         missing = _check_data(program, args, kwargs, found)
         roles = _roles(program, args, kwargs, found, latents)
         fixed_values = _fixed(fixed, roles, found)
-        model = _assemble(program, args, kwargs, found, roles, fixed_values, missing, prior)
+        held = _held(roles, found)
+        parts = (program, args, kwargs, found, roles | dict.fromkeys(held, "parameter"))
+        model = _assemble(*parts, fixed_values | held, missing, prior)
         model, out_shapes = _check_shapes(model)
         model = _probe(model, out_shapes, found)
-        notes = _notes(model, found, coords, missing, program)
-        return replace(model, notes=Same(notes))
+        statics = _statics(model, found)
+        model = _release(model, roles, tuple(fixed_values))
+        return replace(model, notes=Same(_notes(model, statics, found, coords, missing)))
+
+
+def _held(roles: Mapping[str, str], found: Survey) -> dict[str, np.ndarray]:
+    """Continuous latents, which have no values to sum over, at one value while probing."""
+    sites = [found.sites[n] for n, r in roles.items() if r == "latent"]
+    return {
+        s.name: np.broadcast_to(np.asarray(s.value, float), _shape(s, found))
+        for s in sites
+        if not s.discrete
+    }
+
+
+def _release(model: LatentModel, roles: Mapping[str, str], fixed: tuple[str, ...]) -> LatentModel:
+    """Give the latents that were held while probing their role back."""
+    structure = replace(model.structure, roles=tuple(roles.items()), fixed=fixed)
+    kept = {k: v for k, v in model.data.fixed.items() if k in fixed}
+    return replace(model, structure=structure, data=replace(model.data, fixed=kept))
 
 
 def _argument_names(program: Callable, count: int) -> list[str]:
@@ -297,13 +326,14 @@ def _reach(model: LatentModel, initial: Mapping[str, Array]) -> dict[str, dict[s
     return reach
 
 
-def _notes(model, found: Survey, coords, missing, program) -> Notes:
+def _notes(model, statics, found: Survey, coords, missing) -> Notes:
     observed = {
         n: np.asarray(observed_value(found, n))
         for n, s in found.sites.items()
         if s.observed and s.fn is not None and np.size(s.value)
     }
-    statics, plain = _statics(model, found)
+    program = model.structure.program
+    statics, plain = statics
     return Notes(
         plan=make_plan(model, found, missing),
         initial=model.notes.value.initial,
@@ -357,3 +387,15 @@ def _statics(model: LatentModel, found: Survey) -> tuple[Evaluation, tuple[str, 
         evidence=out.evidence,
     )  # fmt: skip
     return statics, plain
+
+
+def with_latents_as_parameters(model: LatentModel) -> LatentModel:
+    """The same program with its continuous latents as parameters; the discrete ones summed out."""
+    s = model.structure
+    discrete = tuple(n for n in model.latents if n in model.notes.value.atoms)
+    if discrete == model.latents:
+        return model
+    leaves = tuple(np.asarray(x) for x in model.data.leaves)
+    args, kwargs = arguments(s.treedef, s.static, leaves)
+    fixed = {k: np.asarray(v) for k, v in model.data.fixed.items()}
+    return bind(s.program, *args, latents=discrete, fixed=fixed, prior=s.with_prior, **kwargs)
