@@ -121,7 +121,7 @@ def empty_components(model: LatentModel, params: Mapping[str, Any]) -> str:
     """A sentence on values of a latent in plates that have no weight left, or ''."""
     found = []
     for a in model.structure.assignments:
-        if a.argument != "probs" or a.term not in model.latents:
+        if (a.argument, a.view) != ("probs", "probs") or a.term not in model.latents:
             continue
         if not model.plan[a.term].structure.startswith("plate"):
             continue  # a transition or a start of probability zero is no empty component
