@@ -33,7 +33,7 @@ class Options:
 
 
 def parser(
-    description: str, num_starts: int = 8, num_samples: int = 500
+    description: str, num_starts: int = 8, num_samples: int = 1000
 ) -> argparse.ArgumentParser:
     """A parser with the options that every model has."""
     p = argparse.ArgumentParser(
@@ -42,7 +42,7 @@ def parser(
     p.add_argument("--out", type=Path, default=Path("emprob-output"), help="folder of the files")
     p.add_argument("--seed", type=int, default=0, help="of every random number")
     p.add_argument("--starts", type=int, default=num_starts, help="starts of the fit")
-    p.add_argument("--warmup", type=int, default=num_samples, help="NUTS: warm-up of a chain")
+    p.add_argument("--warmup", type=int, default=500, help="NUTS: warm-up of a chain")
     p.add_argument("--draws", type=int, default=num_samples, help="NUTS: draws of a chain; 0: none")
     p.add_argument("--chains", type=int, default=2, help="NUTS: chains")
     p.add_argument("--quick", action="store_true", help="small sizes: a look, not a result")

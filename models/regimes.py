@@ -184,40 +184,41 @@ def draw(found: ep.Fit, returns: pd.Series, comparison: Any) -> Any:
 
     from emprob import plot
 
-    tall = 3 if comparison is not None else 2
-    heights = [1.3, 0.8, 3.2][:tall]
+    k = len(found.params["mu"])
+    heights = [2.6] + k * [0.7] + ([4.6] if comparison is not None else [])
     figure, axes = plt.subplots(
-        tall, 1, figsize=(9, 4 + 6.5 * (tall == 3)), layout="constrained", height_ratios=heights
+        len(heights), 1, figsize=(9, sum(heights) + 1), layout="constrained", height_ratios=heights
     )
     dates = returns.index.to_numpy()
-    names = _names(found)
+    names = [f"volatility {s:.2g} % a day" for s in np.sqrt(found.params["variance"])]
     plot.plot_marginals(found, x=dates, ax=axes[0], site="z", labels=names)
-    axes[0].set_ylabel("return, %")
-    _probabilities(found, dates, names, axes[1])
+    axes[0].set(xlabel="", ylabel="return, %")
+    for ax, state in zip(axes[1:], order(found)):
+        _probability(found, dates, int(state), ax)
     if comparison is not None:
-        plot.plot_forest(comparison, ax=axes[2])
+        plot.plot_forest(comparison, ax=axes[-1], names=_rows(comparison))
     return figure
 
 
-def _names(found: ep.Fit) -> list[str]:
-    return [f"{s:.2g} % a day" for s in np.sqrt(found.params["variance"])]
-
-
-def _probabilities(found: ep.Fit, dates: np.ndarray, names: Sequence[str], ax: Any) -> None:
+def _probability(found: ep.Fit, dates: np.ndarray, state: int, ax: Any) -> None:
     from emprob.plot import COLORS
 
-    probs = found.posterior["z"].probs
-    for k in order(found):
-        ax.plot(dates, probs[:, k], color=COLORS[k], linewidth=0.8, label=names[k])
-    ax.set_ylabel("smoothed probability")
-    ax.set_ylim(-0.02, 1.02)
-    ax.set_xlim(dates[0], dates[-1])
+    ax.fill_between(
+        dates, found.posterior["z"].probs[:, state], color=COLORS[state], linewidth=0, alpha=0.8
+    )
+    ax.set(ylim=(0, 1), yticks=(0, 1), xlim=(dates[0], dates[-1]), ylabel=f"P(z = {state})")
+    ax.tick_params(labelbottom=False)
     ax.spines[["top", "right"]].set_visible(False)
+
+
+def _rows(comparison: Any) -> list[str]:
+    """All but the start, of which one day tells little, and the variances, which sigma shows."""
+    return [r for r in comparison.table.index if not r.startswith(("initial", "variance"))]
 
 
 def main(argv: Sequence[str] | None = None) -> ep.Fit:
     """Fit, compare, draw; returns the fit."""
-    p = _report.parser("Regimes of the S&P 500: EM beside NUTS", num_starts=10)
+    p = _report.parser("Regimes of the S&P 500: EM beside NUTS", num_starts=10, num_samples=1000)
     p.add_argument("--law", choices=tuple(PROGRAMS), default="gaussian", help="of the returns")
     p.add_argument("--states", type=int, default=3, help="number of regimes")
     p.add_argument("--years", type=float, default=10.0, help="the last years of 1999-2018")
