@@ -8,7 +8,7 @@ information gets NaN and a name, never a large number.
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -233,10 +233,17 @@ def outputs_jacobian(model: Any, coordinates: Mapping[str, Array]):
 
 
 def _batch(model: Any, params: Mapping[str, Array], size: int) -> int:
+    leaves, treedef = jax.tree.flatten((model, dict(params)))
+    shapes = tuple(jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for x in leaves)
+    return int(np.clip(MAX_BATCH_CELLS // _cells(treedef, shapes), 1, size))
+
+
+@lru_cache(maxsize=16)
+def _cells(treedef: Any, shapes: tuple) -> int:
+    """Number of cells of a model's tables; the program is traced once per model and shape."""
     out = jax.eval_shape(lambda m, p: [t.natural for t in m.evaluate(p).terms.values()],
-                         model, params)  # fmt: skip
-    cells = sum(int(np.prod(x.shape)) for x in out) + 1
-    return int(np.clip(MAX_BATCH_CELLS // cells, 1, size))
+                         *jax.tree.unflatten(treedef, shapes))  # fmt: skip
+    return sum(int(np.prod(x.shape)) for x in out) + 1
 
 
 # -- the report ---------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ Array layout, aligned from the right:  [times..., enumerated variables..., plate
 """
 
 import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -35,6 +36,8 @@ from numpyro.primitives import _PYRO_STACK, Messenger
 from emprob.errors import DataError, ModelError
 from emprob.families import Family, family_of
 
+# NumPyro keeps its handlers in one stack for all threads, so programs run one at a time.
+ONE_AT_A_TIME = threading.RLock()
 MAX_STATISTICS = 400  # wider statistics (a long one-hot) are cheaper as a table
 
 
@@ -585,7 +588,7 @@ def flatten_event(x: Array, event: tuple[int, ...]) -> Array:
 
 def run(program: Callable, args: tuple, kwargs: Mapping, interpreter: Interpreter) -> Evaluation:
     """Run the program under the interpreter and align every term to the common layout."""
-    with validation_enabled(False), handlers.seed(rng_seed=0), interpreter:
+    with ONE_AT_A_TIME, validation_enabled(False), handlers.seed(rng_seed=0), interpreter:
         interpreter.out.returned = program(*args, **kwargs)
     out = interpreter.out
     rank = interpreter.depth + interpreter.num_dims

@@ -24,7 +24,7 @@ from numpyro.primitives import Messenger
 
 from emprob.dependence import dependence
 from emprob.errors import ModelError, nearest
-from emprob.program import Unwrapped, unwrap
+from emprob.program import ONE_AT_A_TIME, Unwrapped, unwrap
 from emprob.space import bijection, forward
 
 
@@ -235,7 +235,7 @@ def _centre(fn: Any) -> Array:
 def survey(program: Callable, args: tuple, kwargs: Mapping, values=None, seed: int = 0) -> Survey:
     """Run the program once and note its sites."""
     surveyor = Surveyor(values, seed)
-    with handlers.seed(rng_seed=0), surveyor:
+    with ONE_AT_A_TIME, handlers.seed(rng_seed=0), surveyor:
         program(*args, **kwargs)
     return surveyor.out
 
