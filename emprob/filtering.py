@@ -127,7 +127,7 @@ def filter_chains(out: Evaluation) -> tuple[dict[str, Array], dict[str, Array]]:
 def _joined(levels: list[tuple[int, Array]], steps: Array) -> Array:
     """Differences of the head's running totals, then the vectorised steps."""
     totals = list(dict(levels).values())
-    first = [b - a for a, b in zip([0.0, *totals[:-1]], totals, strict=True)]
+    first = [b - a for a, b in zip([0.0, *totals], totals)]
     shape = steps.shape[1:]
     rows = [
         jnp.broadcast_to(f.reshape((1,) * (len(shape) - f.ndim) + f.shape), shape) for f in first

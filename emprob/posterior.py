@@ -57,6 +57,8 @@ def _by_site(out: Evaluation, values: Mapping[str, Array]) -> dict[str, Array]:
     """Variables of one site joined: the unrolled first steps of a scan, then the rest."""
     sites: dict[str, list[tuple[int, str]]] = {}
     for name, v in out.variables.items():
+        if name not in values:
+            continue
         step = int(name.split("@")[1]) if "@" in name else 10**9
         sites.setdefault(v.site, []).append((step, name))
     joined = {}
