@@ -130,11 +130,10 @@ def ragged(y, lengths, K=2):
 
     def body(carry, y):
         z, t = carry
-        with numpyro.plate("sequences", len(lengths)):
-            with handlers.mask(mask=t < lengths):
-                probs = jnp.where(t == 0, pi, A[z])
-                z = numpyro.sample("z", dist.Categorical(probs))
-                numpyro.sample("y", dist.Normal(mu[z], s), obs=y)
+        with numpyro.plate("sequences", len(lengths)), handlers.mask(mask=t < lengths):
+            probs = jnp.where(t == 0, pi, A[z])
+            z = numpyro.sample("z", dist.Categorical(probs))
+            numpyro.sample("y", dist.Normal(mu[z], s), obs=y)
         return (z, t + 1), None
 
     scan(body, (jnp.zeros(len(lengths), int), 0), y)
@@ -373,7 +372,7 @@ CASES = [
     ),
     Case(
         "tree in a plate", tree, (RNG.normal(0, 1.5, (2, 3)),), HMM,
-        {n: ((2,), 2) for n in ("root", "left", "right", "leaf")},
+        dict.fromkeys(("root", "left", "right", "leaf"), ((2,), 2)),
     ),
     Case(
         "partly known labels", partly_labelled, (Y5, LABELS), MIX, {"z": ((5,), 3)},
@@ -488,7 +487,7 @@ def test_pairwise_and_filtered(case):
 
 
 def test_obs_mask_is_the_program_s_own_business():
-    """NumPyro replaces masked values of a discrete site by a draw of a new latent, `z_unobserved`."""
+    """NumPyro replaces masked values of a site by those of a new latent, `z_unobserved`."""
     known = np.array([True, False, True, False, True])
     labels = np.array([0, 0, 2, 0, 1])
     model = ep.bind(with_obs_mask, Y5, labels, known)
