@@ -106,25 +106,28 @@ def one(program, y, truth):
 
 
 def simulate(name, count):
-    """Print the share of covered entries of one program."""
+    """Print the share of covered entries of one program, after every hundred data sets."""
     program, draw, truth = CASES[name]
     rng = np.random.default_rng(20260101)
-    began, hits, failed = time.perf_counter(), dict.fromkeys(truth, 0.0), 0
-    for i in range(count):
+    began, hits, used = time.perf_counter(), dict.fromkeys(truth, 0.0), 0
+    for i in range(1, count + 1):
         covered = one(program, draw(rng, truth), truth)
-        if covered is None:
-            failed += 1
-            continue
-        hits = {k: hits[k] + covered[k] for k in hits}
-        if i == 0:
+        if covered is not None:
+            hits, used = {k: hits[k] + covered[k] for k in hits}, used + 1
+        if i == 1:
             print(f"{name}: first fit {time.perf_counter() - began:.1f} s", flush=True)
-    used = count - failed
-    print(f"{name}: {used} fits, {failed} not converged, {time.perf_counter() - began:.0f} s")
+        if i % 100 == 0 or i == count:
+            seconds = time.perf_counter() - began
+            print(f"{name}: {used} fits, {i - used} not converged, {seconds:.0f} s")
+            show(truth, hits, used)
+
+
+def show(truth, hits, used):
     for site, value in hits.items():
         for index in np.ndindex(value.shape):
-            share, truth_at = value[index] / used, truth[site][index]
             entry = f"{site}[{', '.join(map(str, index))}]"
-            print(f"  {entry:<10} truth {truth_at:6.2f}   covered {share:.3f}", flush=True)
+            share = value[index] / used
+            print(f"  {entry:<10} truth {truth[site][index]:6.2f}   covered {share:.3f}")
 
 
 def main(count="500", *names):
