@@ -122,6 +122,15 @@ class Layout(NamedTuple):
     variables: Mapping[int, frozenset[str]]  # dimension -> plates of the variable
     chains: Mapping[str, "ChainAxes"]
 
+    @property
+    def owners(self) -> dict[int, frozenset[str]]:
+        """Dimension -> plates of what varies along it: variables, and slots of chains."""
+        owners = dict(self.variables)
+        slots = [s for c in self.chains.values() for s in c.slots]
+        for _ in slots:  # a lag is filled by another slot
+            owners |= {s.previous: owners[s.following] for s in slots if s.following in owners}
+        return owners
+
 
 class ChainAxes(Protocol):
     """The dimensions of a scan's carry: each slot has `previous`, `following`, `entry`, `size`."""
@@ -146,7 +155,7 @@ def log_partition(factors: Sequence[Factor], layout: Layout, reduce: Reduce = lo
         local = [d for d, plates in layout.variables.items() if plates == leaf]
         here = eliminate(here, [d for d in local if d not in carried], reduce)
         for time in leaf & set(layout.chains):
-            here = _eliminate_chains(here, layout, time, reduce)
+            here = _eliminate_chains(here, layout, time, leaf, reduce)
         for factor in here:
             summed = sum_plates(factor, layout)
             if summed.plates or any(n > 1 for n in summed.array.shape):
@@ -226,7 +235,7 @@ def sum_plates(factor: Factor, layout: Layout, keep: frozenset[str] = frozenset(
     """Sum a factor over the plates that none of its remaining variables stands in."""
     array = factor.dense()
     kept = keep & factor.plates
-    for dim, plates in layout.variables.items():
+    for dim, plates in layout.owners.items():
         if involves(Factor(array, factor.plates), dim):
             kept = kept | plates
     if not kept <= factor.plates:
@@ -246,9 +255,16 @@ def sum_plates(factor: Factor, layout: Layout, keep: frozenset[str] = frozenset(
 # -- chains -------------------------------------------------------------------------------------
 
 
-def _eliminate_chains(here: list[Factor], layout: Layout, time: str, reduce: Reduce):
-    """Replace the factors of a scan that touch its carried latents by one factor at its entry."""
-    for slots in _components(here, layout.chains[time].slots):
+def _eliminate_chains(
+    here: list[Factor], layout: Layout, time: str, leaf: frozenset[str], reduce: Reduce
+):
+    """Replace the factors of a scan that touch its carried latents by one factor at its entry.
+
+    Only latents whose own plates are `leaf`: factors of deeper plates join them later.
+    """
+    owners = layout.owners
+    own = [s for s in layout.chains[time].slots if owners[s.previous] == leaf]
+    for slots in _components(here, own):
         dims = {d for s in slots for d in (s.previous, s.following)}
         touched = [f for f in here if any(involves(f, d) for d in dims)]
         here = [f for f in here if not any(involves(f, d) for d in dims)]
