@@ -478,7 +478,7 @@ def gradient_workload(T=1000, K=3, rounds=30):
     import numpyro
     import numpyro.distributions as dist
     from numpyro.contrib.control_flow import scan
-    from numpyro.contrib.funsor import config_enumerate, log_density
+    from numpyro.contrib.funsor import config_enumerate, enum, log_density
 
     y, start = chain_data(T, K, 1, 1)
     params = jax.tree.map(jnp.asarray, emprob_params(start))
@@ -497,7 +497,8 @@ def gradient_workload(T=1000, K=3, rounds=30):
 
         scan(body, z, y[1:])
 
-    enumerated = jax.jit(jax.value_and_grad(lambda p: log_density(program, (row, p), {}, {})[0]))
+    seeded = enum(numpyro.handlers.seed(program, 0), -1)
+    enumerated = jax.jit(jax.value_and_grad(lambda p: log_density(seeded, (row, p), {}, {})[0]))
     ours = jax.jit(jax.value_and_grad(lambda p, m: m.log_partition(p)))
     calls = {
         "emprob": lambda: jax.block_until_ready(ours(params, model)),
