@@ -55,8 +55,10 @@ def probe(
         reach: for each parameter, which arrays of which terms and which priors depend on it.
         priors: the prior of each parameter, at some values of the others.
     """
+    steady = [jax.tree.map(bool, _steady(model, dict(p))) for p in points]
+    invariant = frozenset(n for n in steady[0] if all(s[n] for s in steady))
+    model = replace(model, structure=replace(model.structure, invariant=invariant))
     probes = [_evaluate(model, p)._replace(priors=priors) for p in points]
-    invariant = frozenset(n for n in probes[0].terms if _is_invariant(n, probes))
     reach = _sharpened(model, points, reach, invariant)
     probes = [_first_step(p, invariant) for p in probes]
     families = frozenset(n for n in probes[0].terms if _in_family_form(n, probes[0], reach))
@@ -98,18 +100,22 @@ def _without_tables(out: Evaluation) -> dict[str, Term]:
     return {k: lean(out.specs[k], t) for k, t in out.terms.items()}
 
 
-def _is_invariant(name: str, probes: Sequence[Probe]) -> bool:
-    """A scan-body term whose parameters' part is the same at every step, at both points."""
-    spec = probes[0].static.specs[name]
-    if spec.time is None:
-        return False
-    for p in probes:
-        term = p.terms[name]
+@jax.jit
+def _steady(model: LatentModel, params: Mapping[str, Array]) -> dict[str, Array]:
+    """Of each scan-body term: is the parameters' part the same at every step?
+
+    Only this comes out of the compiled call: the tables by time can be large.
+    """
+    out = model.evaluate(params)
+    flags = {}
+    for name, spec in out.specs.items():
+        if spec.time is None:
+            continue
+        term = out.terms[name]
         observed = spec.family is not None and spec.own is None
-        arrays = list(term.arguments.values()) if observed else [_time_first(term.natural)]
-        if not all(_constant(a) for a in arrays):
-            return False
-    return True
+        arrays = list(term.arguments.values()) if observed else [term.natural]
+        flags[name] = jnp.all(jnp.stack([jnp.all(a == a[:1]) for a in arrays]))
+    return flags
 
 
 def _sharpened(model, points, reach: Mapping[str, Any], invariant: frozenset[str]) -> dict:
@@ -136,15 +142,6 @@ def _moved(model: LatentModel, a: Mapping[str, Array], b: Mapping[str, Array]) -
     first = {k: t._asdict() for k, t in _without_tables(model.evaluate(a)).items()}
     second = {k: t._asdict() for k, t in _without_tables(model.evaluate(b)).items()}
     return jax.tree.map(differ, first, second)
-
-
-def _time_first(x: np.ndarray | Array) -> np.ndarray | Array:
-    """Aligned terms have their time axis as the first axis longer than one, or not at all."""
-    return x.reshape(x.shape[0] if x.ndim else 1, -1) if x.ndim else x
-
-
-def _constant(x: np.ndarray | Array) -> bool:
-    return x.shape[0] <= 1 or bool((x == x[:1]).all())
 
 
 def _first_step(p: Probe, invariant: frozenset[str]) -> Probe:
