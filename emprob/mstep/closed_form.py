@@ -19,7 +19,10 @@ from emprob.families import Argument, View
 from emprob.model import Assignment, LatentModel
 from emprob.probe import cell_key
 from emprob.program import Evaluation, distribution
+from emprob.space import TINY
 from emprob.types import Params, Posterior
+
+EDGE = 1e-16  # the least distance from one
 
 
 @dataclass(frozen=True)
@@ -194,9 +197,11 @@ def _reduced_count(weight: Array, T: Array, cells: tuple[int, ...]) -> Array:
 
 
 def _with_prior(model, out, name, view: View, argument, shape, num, den):
-    """Add the pseudo-counts of the parameter's prior; where they leave less than nothing, nothing.
+    """Add the pseudo-counts of the parameter's prior.
 
-    A negative numerator means that the prior's density grows without bound towards zero.
+    A sum below zero means that the density grows without bound towards the edge of the support
+    (a Dirichlet or Beta with shapes below one): the update goes as near to the edge as
+    unconstrained space reaches, so that the objective stays a number.
     """
     prior = out.priors.get(name)
     if prior is not None and model.structure.with_prior and prior.mask is None:
@@ -206,10 +211,12 @@ def _with_prior(model, out, name, view: View, argument, shape, num, den):
         num = num + _per_unit(pseudo.num, batch, num)
         den = den + _per_unit(pseudo.den, batch, den)
     if view.support is constraints.simplex or argument.event_dim == 1 and not argument.solve:
-        num = jnp.maximum(num, 0.0)
-        return num, num.sum(-1, keepdims=True)
+        total = jnp.maximum(num, 0.0).sum(-1, keepdims=True)
+        return jnp.where(num < 0, TINY * total, num), total
     if argument.event_dim == 0 and view.support is not constraints.real:
-        num = jnp.maximum(num, 0.0)
+        num = jnp.where((num < 0) & (den > 0), TINY * den, num)
+        if view.support is constraints.unit_interval:
+            num = jnp.where((num > den) & (den > 0), (1 - EDGE) * den, num)
     return num, den
 
 
