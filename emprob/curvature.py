@@ -309,7 +309,7 @@ def _site_marks(transform: Any, value: np.ndarray, x: np.ndarray) -> tuple[np.nd
     if chart.is_simplex(transform):
         largest = np.arange(value.shape[-1]) == value.argmax(-1)[..., None]
         zero = value < chart.BOUNDARY
-        alone = (zero | largest).all(-1, keepdims=True)
+        alone = (zero | largest).all(-1, keepdims=True) & (value.shape[-1] > 1)
         return zero | (alone & largest), none, largest & ~alone, ~none
     if value.shape != x.shape:
         return none, none, none, none

@@ -139,78 +139,110 @@ def _entry(interp: Interpreter, carry: Any) -> Entry:
     return Entry(tuple(interp.variable_of(v) for v in leaves), leaves, treedef)
 
 
-def _previous(
-    interp: Interpreter, atoms: dict[str, Array], entry: Entry, dims: dict[str, int], probe: Array
-) -> list:
-    """The leaves of the carry with each latent given as its atoms on its `previous` dimension."""
-    values: dict[str, Array] = {}
-    for name, dim in dims.items():
-        value = atoms[name].reshape((-1,) + (1,) * (-dim - 1)) + probe.astype(atoms[name].dtype)
-        values[name] = interp.remember(value, f"previous {dim}")
-    return [leaf if n is None else values[n] for n, leaf in zip(entry.names, entry.leaves)]
+class Seen(NamedTuple):
+    """What a call of the body leaves behind besides arrays."""
+
+    out: Evaluation
+    after: list[str | None]  # variable in each leaf of the carry after the step
+    y_names: list[str | None]
+    y_tree: Any
+
+
+class Steps:
+    """The body of a scan at the steps from `start` on, as a function of one step's inputs.
+
+    A call takes (x, data in the carry, parameters with a time axis, probe) and returns (terms,
+    log priors, data in the carry afterwards, outputs); `seen` is what the last call left behind.
+    """
+
+    def __init__(self, interp: Interpreter, body: Body, entry: Entry, start: int):
+        self.interp, self.body, self.entry, self.start = interp, body, entry, start
+        self.outer, self.outer_dims = interp.out, interp.num_dims
+        self.name = _time_name(interp.out)
+        filled = dict.fromkeys(n for n in entry.names if n is not None)
+        self.dims = {n: interp.new_dim() for n in filled}
+        self.first_dim = interp.num_dims
+        self.timed = {k: v for k, v in interp.params.items() if k in interp.timed}
+        self.data = [jnp.asarray(v) for v, lat in zip(entry.leaves, entry.latent) if not lat]
+        self.seen: Seen | None = None
+
+    def __call__(self, inputs: tuple) -> tuple[dict, Any, list, list]:
+        x, data, params, probe = inputs
+        interp, entry = self.interp, self.entry
+        interp.num_dims, interp.probe = self.first_dim, probe
+        interp.out = Evaluation(atoms=dict(self.outer.atoms))
+        leaves = _merge(entry, self._previous(probe), data)
+        context = Context(time=self.name, index=lambda k, _: params[k])
+        after, y = _run(interp, self.body.f, entry.treedef.unflatten(leaves), x, context)
+        after, ys = jax.tree.leaves(after), jax.tree.leaves(y)
+        y_names = [interp.variable_of(v) for v in ys]
+        after_names = [interp.variable_of(v) for v in after]
+        self.seen = Seen(interp.out, after_names, y_names, jax.tree.structure(y))
+        new_data = [v for v, lat in zip(after, entry.latent) if not lat]
+        plain = [jnp.zeros(()) if n else jnp.asarray(v) for v, n in zip(ys, y_names)]
+        return interp.out.terms, interp.out.log_priors, new_data, plain
+
+    def _previous(self, probe: Array) -> list:
+        """Each latent of the carry as its atoms on its `previous` dimension."""
+        values: dict[str, Array] = {}
+        for name, dim in self.dims.items():
+            atoms = self.outer.atoms[name]
+            value = atoms.reshape((-1,) + (1,) * (-dim - 1)) + probe.astype(atoms.dtype)
+            values[name] = self.interp.remember(value, f"previous {dim}")
+        names = zip(self.entry.names, self.entry.leaves)
+        return [leaf if n is None else values[n] for n, leaf in names]
+
+    def at_start(self) -> tuple:
+        """Inputs of the first of these steps, the probe zero."""
+        params = {k: v[self.start] for k, v in self.timed.items()}
+        return self.body.at(self.start), self.data, params, jnp.zeros((), int)
+
+    def over_time(self, data: list) -> tuple:
+        """Inputs of all of these steps but the probe, time first."""
+        xs = jax.tree.map(lambda x: x[self.start :], self.body.xs)
+        return xs, data, {k: v[self.start :] for k, v in self.timed.items()}
+
+    def release(self) -> None:
+        """Leave the interpreter as it was found."""
+        interp = self.interp
+        interp.out, interp.num_dims, interp.probe = self.outer, self.outer_dims, jnp.zeros((), int)
 
 
 def _steady(interp: Interpreter, body: Body, carry: Any, start: int) -> tuple[Any, Any] | None:
     """Try to take all steps from `start` as one axis; None if the carry has not settled yet."""
     entry = _entry(interp, carry)
-    saved_out, saved_dims = interp.out, interp.num_dims
-    dims = {n: interp.new_dim() for n in dict.fromkeys(n for n in entry.names if n is not None)}
-    first_dim = interp.num_dims
-    name = _time_name(saved_out)
-
-    def step(inputs: tuple) -> tuple[dict, Any, list, list]:
-        x, data, params, probe = inputs
-        leaves = _merge(entry, _previous(interp, saved_out.atoms, entry, dims, probe), data)
-        interp.num_dims, interp.probe = first_dim, probe
-        interp.out = Evaluation(atoms=dict(saved_out.atoms))
-        context = Context(time=name, index=lambda k, _: params[k])
-        after, y = _run(interp, body.f, entry.treedef.unflatten(leaves), x, context)
-        after, y_leaves = jax.tree.leaves(after), jax.tree.leaves(y)
-        after_names[:] = [interp.variable_of(v) for v in after]
-        y_names[:] = [interp.variable_of(v) for v in y_leaves]
-        y_tree[:] = [jax.tree.structure(y)]
-        out[:] = [interp.out]
-        new_data = [v for v, lat in zip(after, entry.latent) if not lat]
-        plain_y = [jnp.zeros(()) if n else jnp.asarray(v) for v, n in zip(y_leaves, y_names)]
-        return interp.out.terms, interp.out.log_priors, new_data, plain_y
-
-    after_names: list = []
-    y_names: list = []
-    y_tree: list = []
-    out: list[Evaluation] = []
-    timed = {k: v for k, v in interp.params.items() if k in interp.timed}
-    zero = jnp.zeros((), int)
-    data0 = [jnp.asarray(v) for v, lat in zip(entry.leaves, entry.latent) if not lat]
-    at_start = (body.at(start), data0, {k: v[start] for k, v in timed.items()}, zero)
+    steps = Steps(interp, body, entry, start)
     try:
-        closed, shapes = jax.make_jaxpr(step, return_shape=True)(at_start)
-        settled = tuple(n is not None for n in after_names) == entry.latent
-        if not settled:
+        at_start = steps.at_start()
+        closed, shapes = jax.make_jaxpr(steps, return_shape=True)(at_start)
+        seen = steps.seen
+        assert seen is not None
+        if tuple(n is not None for n in seen.after) != entry.latent:
             return None
-        statics = out[0]
-        slots = _slots(saved_out, entry, dims, after_names, statics)
+        slots = _slots(steps.outer, entry, steps.dims, seen.after, seen.out)
         varying = _varying(closed.jaxpr, at_start, shapes)
-        _refuse_mixing(closed.jaxpr, at_start, shapes, y_names)
-        data, last = _data_paths(interp, body, entry, start, data0)
-        inputs = (jax.tree.map(lambda x: x[start:], body.xs), data,
-                  {k: v[start:] for k, v in timed.items()})  # fmt: skip
-        terms, log_priors, ys = _vectorised(step, inputs, zero, varying)
-        single = step(at_start)[0] if interp.invariant else {}
+        y_names = _refuse_mixing(closed.jaxpr, at_start, shapes, seen.y_names)
+        data, last = _data_paths(interp, body, entry, start, steps.data)
+        terms, log_priors, ys = _vectorised(steps, steps.over_time(data), varying)
+        single = steps(at_start)[0] if interp.invariant else {}
     finally:
-        interp.out, interp.num_dims, interp.probe = saved_out, saved_dims, zero
-    length = body.length - start
-    interp.num_dims = first_dim + len(statics.variables)
-    _adopt(interp, statics, name, Chain(name, start, length, slots))
-    for key, term in terms.items():
-        if key in interp.invariant and single:
-            interp.out.terms[key] = _invariant(term, single[key], interp.out.specs[key])
-        else:
-            interp.out.terms[key] = term
-    for key, value in log_priors.items():
-        interp.out.log_priors[key] = jnp.sum(value)
+        steps.release()
+    interp.num_dims = steps.first_dim + len(seen.out.variables)
+    _adopt(interp, seen.out, steps.name, Chain(steps.name, start, body.length - start, slots))
+    _adopt_terms(interp, terms, single, log_priors)
     carry = _merge(entry, [LatentPath(n) if n else None for n in entry.names], last)
     ys = [LatentPath(n) if n else y for y, n in zip(ys, y_names)]
-    return entry.treedef.unflatten(carry), y_tree[0].unflatten(ys)
+    return entry.treedef.unflatten(carry), seen.y_tree.unflatten(ys)
+
+
+def _adopt_terms(interp: Interpreter, terms: dict, single: dict, log_priors: dict) -> None:
+    """Hand the terms of a body to the program; what does not vary comes from a single step."""
+    for key, term in terms.items():
+        if key in interp.invariant and single:
+            term = _invariant(term, single[key], interp.out.specs[key])
+        interp.out.terms[key] = term
+    for key, value in log_priors.items():
+        interp.out.log_priors[key] = jnp.sum(value)
 
 
 def _merge(entry: Entry, latent: list, data: list) -> list:
@@ -259,16 +291,16 @@ def _varying(jaxpr, at_start: tuple, shapes: Any) -> Any:
     return _flags(shapes, dependence(jaxpr, _sources(at_start, probe=False)))
 
 
-def _refuse_mixing(jaxpr, at_start: tuple, shapes: Any, y_names: list) -> None:
+def _refuse_mixing(jaxpr, at_start: tuple, shapes: Any, y_names: list) -> list:
+    """Names of the latents behind each output; a carry computed from a latent is an error."""
     mixed = _flags(shapes, dependence(jaxpr, _sources(at_start, probe=True)))
     if any(mixed[2]):
         raise ModelError(
             "scan: an entry of the carry is computed from a latent (it is not the latent itself). "
             "Carry the latent and compute from it inside the body."
         )
-    for i, mark in enumerate(mixed[3]):
-        if mark and not y_names[i]:
-            y_names[i] = "(a function of the scan's latents)"
+    unnamed = "(a function of the scan's latents)"
+    return [n or (unnamed if mark else None) for n, mark in zip(y_names, mixed[3])]
 
 
 def _data_paths(interp, body: Body, entry: Entry, start: int, data0: list) -> tuple[list, list]:
@@ -292,11 +324,11 @@ def _data_paths(interp, body: Body, entry: Entry, start: int, data0: list) -> tu
     return paths, last
 
 
-def _vectorised(step: Callable, inputs: tuple, zero: Array, varying: Any) -> tuple:
+def _vectorised(step: Callable, inputs: tuple, varying: Any) -> tuple:
     """Run the body over all steps at once; what does not vary gets a time axis of length 1."""
 
     def flat(inputs: tuple) -> tuple[list, list]:
-        leaves = jax.tree.leaves(step((*inputs, zero)))
+        leaves = jax.tree.leaves(step((*inputs, jnp.zeros((), int))))
         moving = [v for v, m in zip(leaves, marks) if m]
         still = [v for v, m in zip(leaves, marks) if not m]
         return moving, still

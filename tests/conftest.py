@@ -4,6 +4,10 @@ import os
 import sys
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+# What one test compiles, another test, process or run need not compile again.
+_CACHE = os.path.join(os.path.dirname(os.path.dirname(__file__)), ".pytest_cache", "compiled")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 import jax
 import pytest
