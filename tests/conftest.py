@@ -21,6 +21,13 @@ def key():
     return jax.random.key(20260101)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _compiled_code_goes_with_its_module():
+    """Thousands of compiled programs in one process exhaust the kernel's memory maps."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(autouse=True)
 def _global_state_unchanged():
     """A fit must leave the user's settings as they were; figures do not pile up."""
