@@ -45,7 +45,8 @@ def judge(model: LatentModel, method: Any, run: Any) -> tuple[Status, str, Any, 
             f"{message} (by {objective[-2] - objective[-1]:.3g} at step {len(objective) - 1}, from "
             f"{objective[-2]:.8g}; the parameters before it are kept)"
         )
-    for note in filter(None, (empty_components(model, run.params), constant_data(model))):
+    constant = "" if collapsed else constant_data(model)
+    for note in filter(None, (empty_components(model, run.params), constant)):
         warned.append(DegeneracyWarning(note))
         message = f"{message}; {note}"
     report = None if collapsed else _report(model, run)
@@ -57,14 +58,14 @@ def judge(model: LatentModel, method: Any, run: Any) -> tuple[Status, str, Any, 
 
 
 def constant_data(model: LatentModel) -> str:
-    """A sentence on sites whose data are all equal, or ''."""
-    names = [
-        n
-        for n, x in model.notes.value.observed.items()
-        if np.size(x) > 1 and np.asarray(x).dtype.kind == "f" and np.nanstd(x) == 0
-    ]
-    sites = ", ".join(map(repr, names))
-    return f"all values of site {sites} are equal: only its prior sets a scale" if names else ""
+    """A sentence on sites whose data are all equal while a scale is estimated, or ''."""
+    scales = [s.name for s in model.plan if s.role == "parameter" and s.support == "positive"]
+    observed = model.notes.value.observed.items()
+    names = [n for n, x in observed if np.size(x) > 1 and x.dtype.kind == "f" and np.nanstd(x) == 0]
+    if not (scales and names):
+        return ""
+    sites, scales = ", ".join(map(repr, names)), ", ".join(map(repr, scales))
+    return f"all values of site {sites} are equal: only its prior keeps {scales} from zero"
 
 
 def _has_rate(method: Any) -> bool:

@@ -2,17 +2,19 @@
 
 import os
 import sys
+from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")
-# What one test compiles, another test, process or run need not compile again.
-_CACHE = os.path.join(os.path.dirname(os.path.dirname(__file__)), ".pytest_cache", "compiled")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE)
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 import jax
 import pytest
 
 jax.config.update("jax_enable_x64", True)
+if not jax.config.jax_compilation_cache_dir:
+    # What one test compiles, another test, process or run need not compile again.
+    cache = Path(__file__).parent.parent / ".pytest_cache" / "compiled"
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 @pytest.fixture

@@ -201,7 +201,8 @@ def test_6_one_observation():
 
 
 def test_7_constant_data():
-    out = fit(normal, np.ones(N), tol=1e-3)
+    with pytest.warns(ep.DegeneracyWarning, match="'s'"):
+        out = fit(normal, np.ones(N), tol=1e-3)
     assert out.status.ok and np.isfinite(out.objective)
     np.testing.assert_allclose(np.log(out.params["s"]), -(N + 1), rtol=1e-3)
     with pytest.warns(ep.DegeneracyWarning, match="s collapsed"):
