@@ -46,8 +46,8 @@ def newton_step(f: Callable[[Params], Array], u: Params) -> Params:
     """One damped Newton step uphill; `f` does not decrease.
 
     Directions in which f curves upwards are followed by the absolute value of the curvature (so
-    the step is uphill), and the step is shortened until f has grown by a share of what the
-    gradient promises.
+    the step is uphill), a Hessian that is not finite is replaced by the gradient's length, and the
+    step is shortened until f has grown by a share of what the gradient promises.
     """
     flat, unravel = ravel_pytree(u)
     if flat.size == 0:  # a simplex of one share
@@ -58,12 +58,15 @@ def newton_step(f: Callable[[Params], Array], u: Params) -> Params:
 
     (value, gradient), push = jax.linearize(jax.value_and_grad(g), flat)
     hessian = jax.vmap(lambda e: push(e)[1])(jnp.eye(flat.size, dtype=flat.dtype))
+    # a second derivative of a clipped probability can be 0 * inf: then follow the gradient
+    plain = -jnp.eye(flat.size, dtype=flat.dtype) * jnp.maximum(jnp.abs(gradient).max(), 1e-3)
+    hessian = jnp.where(jnp.isfinite(hessian).all(), hessian, plain)
     scale = jnp.sqrt(jnp.maximum(jnp.abs(jnp.diagonal(hessian)), 1e-12))
     curvature, axes = jnp.linalg.eigh(-hessian / scale[:, None] / scale[None, :])
     size = jnp.maximum(jnp.abs(curvature), 1e-8 * jnp.max(jnp.abs(curvature)) + 1e-300)
     step = (axes @ ((axes.T @ (gradient / scale)) / size)) / scale
     longest = 5.0 / jnp.maximum(jnp.max(jnp.abs(step) / (1.0 + jnp.abs(flat))), 5.0)
-    step = step * longest
+    step = jnp.where(jnp.isfinite(step).all(), step * longest, 0.0)
     return unravel(flat + _backtrack(g, flat, step, value, gradient) * step)
 
 
@@ -81,5 +84,4 @@ def _backtrack(g: Callable, x: Array, step: Array, value: Array, gradient: Array
     t, tries = jax.lax.while_loop(
         bad, lambda c: (c[0] * SHRINK, c[1] + 1), (jnp.ones(()), jnp.zeros((), int))
     )
-    usable = (tries < NUM_SHRINKS) & jnp.isfinite(step).all()
-    return jnp.where(usable, t, 0.0)
+    return jnp.where(tries < NUM_SHRINKS, t, 0.0)
