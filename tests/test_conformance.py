@@ -144,16 +144,12 @@ def _short_of_the_optimum(model, method, start, optimum):
     """Monotone for an M-step, near the optimum, and either converged or honest about it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ep.ConvergenceWarning)
-        got = run(model, method, start, max_steps=400)
-    if isinstance(method, ep.MAP):
-        assert got.status in (
-            ep.Status.CONVERGED,
-            ep.Status.MAX_STEPS,
-            ep.Status.OBJECTIVE_DECREASED,
-        )
-    else:
+        # an optimiser may go down on its way, and takes many steps of a fixed length
+        wanders = isinstance(method, ep.MAP)
+        got = run(model, method, start, max_steps=4000 if wanders else 400)
+    assert got.status in (ep.Status.CONVERGED, ep.Status.MAX_STEPS)
+    if not wanders:
         assert np.diff(got.trace["objective"]).min() > -1e-9 * abs(got.objective)
-        assert got.status in (ep.Status.CONVERGED, ep.Status.MAX_STEPS)
     assert optimum.objective - 0.05 < got.objective < optimum.objective + 1e-9
 
 
