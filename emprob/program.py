@@ -33,7 +33,7 @@ from numpyro.distributions.distribution import (
 )
 from numpyro.primitives import _PYRO_STACK, Messenger
 
-from emprob.errors import DataError, ModelError
+from emprob.errors import ModelError
 from emprob.families import Family, family_of
 
 # NumPyro keeps its handlers in one stack for all threads, so programs run one at a time.
@@ -661,8 +661,3 @@ def _aligned(term: Term, spec: TermSpec, rank: int, times: list[str]) -> Term:
         layout(term.value, 0 if spec.own else spec.event_dim + r),
         term.origin if spec.time is None else term.origin[0],
     )
-
-
-def data_error(site: str, text: str) -> DataError:
-    """A `DataError` that begins with the site's name."""
-    return DataError(f"site '{site}': {text}")

@@ -7,7 +7,6 @@ the parameters; the site to blame for a NaN from one plain evaluation.
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from numpyro.distributions.distribution import validation_enabled
@@ -231,8 +230,3 @@ def _all_states(table: np.ndarray, out: Any) -> bool:
     dims = [v.dim for v in out.variables.values()]
     axes = tuple(table.ndim + d for d in dims if table.ndim >= -d)
     return bool((~np.isfinite(table)).all(axes).any()) if axes else True
-
-
-def count_parameters(params: Params) -> int:
-    """Number of scalars in all sites together."""
-    return sum(x.size for x in jax.tree.leaves(params))
