@@ -1,12 +1,18 @@
 """Where a fit begins: data-driven random starts for any program.
 
-A start is made by an M-step: latents get random posterior weights that follow the data (k-means++
-seeding on what is observed beside them), and the M-step turns the weights into parameters on the
-data's own scale, whatever the emission. Parameters that no closed form covers begin at the
-program's own values (a `param`'s initial value, a draw from the prior) with jitter.
+A start is made by an M-step: latents get random posterior weights that follow what is observed
+beside them, and the M-step turns the weights into parameters on the data's own scale, whatever the
+emission. The first start takes k-means++ labels; the others draw a rule for the labels and how
+sharply the weights follow them, so that small, wide and overlapping components are all tried.
+Parameters that no closed form covers begin at the program's own values (a `param`'s initial value,
+a draw from the prior) with jitter.
+
+Source: Arthur and Vassilvitskii (2007), SODA (k-means++); Biernacki, Celeux and Govaert (2003),
+Computational Statistics and Data Analysis 41(3-4), for many different short runs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -25,7 +31,9 @@ from emprob.types import Params, Posterior
 JITTER = 0.3  # sd of the noise on starts that were given or drawn, unconstrained space
 MSTEPS = 8  # M-steps of a start whose parameters are not all in closed form
 EDGE = 100.0  # |u| of a start that lies on the edge of its support
-SHARPNESS = 0.85  # weight of the seeded value of a latent
+LEAK = 0.15  # weight of a latent that its label leaves to all values, first start
+LEAKS = (0.001, 0.5)  # between which the others draw theirs
+LOCAL = 0.67  # share of the starts of a series that look at moving means and spreads
 
 
 def make_starts(
@@ -43,7 +51,9 @@ def make_starts(
         elif init is not None and set(given) == set(base):
             start, origin = jitter(model, {**base, **given}, rng), "init + jitter"
         else:
-            start, origin = _seeded(model, jitter(model, base, rng), rng), "seeded from the data"
+            seeding = FIRST if i == 0 else _draw_seeding(rng)
+            start = _seeded(model, jitter(model, base, rng), seeding, rng)
+            origin = f"seeded from the data, {seeding.name}"
             start = {**_repaired(model, start, base), **given}
         starts.append(start)
         origins.append(origin)
@@ -70,7 +80,9 @@ def jitter(model: LatentModel, params: Params, rng: np.random.Generator) -> Para
     return {k: jnp.where(params[k] == 0, params[k], moved[k]) for k in params}
 
 
-def _seeded(model: LatentModel, params: Params, rng: np.random.Generator) -> Params:
+def _seeded(
+    model: LatentModel, params: Params, seeding: "Seeding", rng: np.random.Generator
+) -> Params:
     """One M-step in closed form from random weights that follow the data."""
     if not model.latents:
         return params
@@ -78,7 +90,7 @@ def _seeded(model: LatentModel, params: Params, rng: np.random.Generator) -> Par
     values = jax.tree.map(np.asarray, _observed(model, params))
     tilts = {}
     for name, variable in static.variables.items():
-        tilts[name] = jnp.asarray(_tilt(name, variable, static, values, rng))
+        tilts[name] = jnp.asarray(_tilt(variable, static, values, seeding, rng))
     return _first_mstep(model, params, tilts)
 
 
@@ -89,7 +101,9 @@ def _observed(model: LatentModel, params: Params) -> dict[str, Array]:
     return {k: t.value for k, t in out.terms.items() if out.specs[k].own is None}
 
 
-def _tilt(name: str, variable: Any, static: Evaluation, values: dict, rng) -> np.ndarray:
+def _tilt(
+    variable: Any, static: Evaluation, values: dict, seeding: "Seeding", rng: np.random.Generator
+) -> np.ndarray:
     """Log-weights (times..., variables..., plates...) of a latent's values."""
     dims = [v.dim for v in static.variables.values()] + [p.dim for p in static.plates.values()]
     shape = [1] * -min(dims)
@@ -98,14 +112,14 @@ def _tilt(name: str, variable: Any, static: Evaluation, values: dict, rng) -> np
     rows = int(np.prod(shape))
     features = _features(variable, static, values, shape)
     in_time = [static.plates[p].is_time for p in variable.plates]
-    if features is not None and any(in_time) and rng.uniform() < 0.67:
+    if features is not None and any(in_time) and rng.uniform() < LOCAL:
         features = _local(features, shape, rng)
     if features is None:
         labels = rng.integers(variable.size, size=rows)
     else:
-        labels = _kmeans_plus_plus(features, variable.size, rng)
-    weights = np.full((rows, variable.size), (1 - SHARPNESS) / variable.size)
-    weights[np.arange(rows), labels] += SHARPNESS
+        labels = seeding.labels(features, variable.size, rng)
+    weights = np.full((rows, variable.size), seeding.leak / variable.size)
+    weights[np.arange(rows), labels] += 1 - seeding.leak
     weights *= rng.uniform(0.5, 1.5, weights.shape)
     weights = np.log(weights).reshape(*shape, variable.size)
     return np.swapaxes(weights, variable.dim - 1, -1)[..., 0]
@@ -150,19 +164,6 @@ def _local(x: np.ndarray, shape: list, rng: np.random.Generator) -> np.ndarray:
     return np.concatenate(both, 1)
 
 
-def _kmeans_plus_plus(x: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
-    """Labels by nearest of k centres, drawn with probability growing with distance."""
-    sample = x if len(x) <= 5000 else x[rng.choice(len(x), 5000, replace=False)]
-    centres = [sample[rng.integers(len(sample))]]
-    for _ in range(1, k):
-        gap = np.min([((sample - c) ** 2).sum(1) for c in centres], 0)
-        total = gap.sum()
-        p = gap / total if total > 0 else None
-        centres.append(sample[rng.choice(len(sample), p=p)])
-    distance = np.stack([((x - c) ** 2).sum(1) for c in centres], 1)
-    return distance.argmin(1)
-
-
 @jax.jit
 def _first_mstep(model: LatentModel, params: Params, tilts: dict[str, Array]) -> Params:
     """M-steps from the weights that the factors have when the latents follow the tilts alone."""
@@ -176,3 +177,72 @@ def _first_mstep(model: LatentModel, params: Params, tilts: dict[str, Array]) ->
     if len(covered(model)) == len(model.params):
         return ClosedForm()(model, params, posterior)
     return jax.lax.fori_loop(0, MSTEPS, lambda _, p: AutoMStep()(model, p, posterior), params)
+
+
+# -- labels: (rows, columns) -> (rows,), values 0..k-1 ------------------------------------------
+
+
+def _nearest(x: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
+    """The nearest of k centres."""
+    return _gaps(x, _centres(x, k, rng)).argmin(1)
+
+
+def _unequal(x: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
+    """The nearest of k centres, each with a reach of its own."""
+    return (_gaps(x, _centres(x, k, rng)) / np.exp(2 * rng.normal(size=k))).argmin(1)
+
+
+def _rings(x: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
+    """Shells of random size about a row: components that differ in spread."""
+    gap = _gaps(x, x[rng.integers(len(x))][None])[:, 0]
+    rank = gap.argsort(kind="stable").argsort() / len(x)
+    return np.searchsorted(rng.dirichlet(np.ones(k)).cumsum()[:-1], rank, side="right")
+
+
+def _blocks(x: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
+    """Runs of neighbouring rows, whatever is observed; unequal shares."""
+    length = np.exp(rng.uniform(0, np.log(max(len(x) / k, 1))))
+    block = np.cumsum(rng.uniform(size=len(x)) < 1 / length)
+    return rng.choice(k, size=block[-1] + 1, p=rng.dirichlet(np.ones(k)))[block]
+
+
+def _gaps(x: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """Squared distances (rows, centres)."""
+    return np.stack([((x - c) ** 2).sum(1) for c in centres], 1)
+
+
+def _centres(x: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
+    """k-means++: rows drawn with probability growing with distance."""
+    sample = x if len(x) <= 5000 else x[rng.choice(len(x), 5000, replace=False)]
+    centres = [sample[rng.integers(len(sample))]]
+    for _ in range(1, k):
+        gap = _gaps(sample, np.stack(centres)).min(1)
+        total = gap.sum()
+        p = gap / total if total > 0 else None
+        centres.append(sample[rng.choice(len(sample), p=p)])
+    return np.stack(centres)
+
+
+@dataclass(frozen=True)
+class Seeding:
+    """How a start weighs the values of the latents.
+
+    Attributes:
+        name: of the rule, for the table of starts.
+        labels: rows (rows, columns), k and a generator to labels (rows,).
+        leak: share of the weight that all values get alike; the rest is the label's.
+    """
+
+    name: str
+    labels: Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
+    leak: float
+
+
+RULES = {"near centres": (_nearest, 0.5), "unequal centres": (_unequal, 0.2),
+         "rings": (_rings, 0.2), "blocks": (_blocks, 0.1)}  # fmt: skip
+FIRST = Seeding("near centres", _nearest, LEAK)
+
+
+def _draw_seeding(rng: np.random.Generator) -> Seeding:
+    name = str(rng.choice(list(RULES), p=[share for _, share in RULES.values()]))
+    return Seeding(name, RULES[name][0], float(np.exp(rng.uniform(*np.log(LEAKS)))))
