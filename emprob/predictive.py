@@ -20,6 +20,7 @@ from scipy.special import ndtri
 from scipy.stats import qmc
 
 from emprob import chart
+from emprob.bounds import outside_indices
 from emprob.curvature import (
     UncertaintyReport,
     as_arrays,
@@ -28,6 +29,9 @@ from emprob.curvature import (
     in_double,
     unflatten,
 )
+from emprob.precision import to_numpy
+from emprob.errors import DataError
+from emprob.explain import explain
 
 BATCH = 16  # replicates that are formed together: memory
 
@@ -76,10 +80,14 @@ def spread_normals(num: int, dim: int) -> np.ndarray:
 
 @jax.jit
 def _latents_at(model: Any, params: Mapping[str, Array], keys: Array) -> dict[str, Array]:
+    from emprob.integral.moments import draws
     from emprob.posterior import _draws
 
     def one(inputs: tuple) -> dict[str, Array]:
-        return {k: v[0] for k, v in _draws(model, *inputs, 1).items()}
+        found = _draws(model, *inputs, 1)
+        if model.structure.continuous:
+            found |= draws(model, *inputs, 1)
+        return {k: v[0] for k, v in found.items()}
 
     return lax.map(one, (dict(params), keys))
 
@@ -92,14 +100,14 @@ def latents_at(
     Args:
         model: a bound model.
         params: draws by site, (n, *shape), constrained.
-        values: of each latent, (K,).
+        values: of each discrete latent, (K,).
         key: for all draws.
     """
     with jax.enable_x64(True):
         num = len(next(iter(params.values())))
         keys = jax.random.split(key, num)
-        index = _latents_at(in_double(model), as_arrays(params), keys)
-        return {k: values[k][np.asarray(index[k])] for k in model.latents}
+        found = to_numpy(_latents_at(in_double(model), as_arrays(params), keys))
+        return {k: values[k][found[k]] if k in values else found[k] for k in model.latents}
 
 
 # -- replicates of the data ---------------------------------------------------------------------
@@ -181,6 +189,9 @@ def replicates(
 
     Returns:
         By observed site, (n, *shape).
+
+    Raises:
+        DataError: the new arguments do not fit the fitted parameters.
     """
     s = model.structure
     hidden = frozenset(n for n, role in s.roles if role != "partial")
@@ -189,6 +200,10 @@ def replicates(
         keys = jax.random.split(key, len(next(iter(draws.values()))))
         values = as_arrays(draws)
         bound = (s.treedef, s.static, model.data.leaves)
+        if args is not None:
+            args, kwargs = _prepared(args, kwargs)
+            one = {**model.data.fixed, **{k: v[0] for k, v in values.items()}}
+            _check_arguments(s.program, args, kwargs, one, hidden)
         for treedef, static, leaves in [bound] if args is None else _split(args, kwargs):
             try:
                 out = _replicates(
@@ -201,11 +216,40 @@ def replicates(
         raise trouble
 
 
+def _prepared(args: tuple, kwargs: Mapping) -> tuple[tuple, dict]:
+    from emprob.validate import prepare
+
+    positional = tuple(prepare(f"argument {i}", a).value for i, a in enumerate(args))
+    return positional, {k: prepare(k, v).value for k, v in kwargs.items()}
+
+
 def _split(args: tuple, kwargs: Mapping) -> list:
     """New arguments as arrays, or, where the program reads them while tracing, as constants."""
     from emprob.bind import split
-    from emprob.validate import prepare
 
-    args = tuple(prepare(f"argument {i}", a).value for i, a in enumerate(args))
-    kwargs = {k: prepare(k, v).value for k, v in kwargs.items()}
     return [split(args, kwargs, frozen) for frozen in (False, True)]
+
+
+def _check_arguments(
+    program: Callable, args: tuple, kwargs: Mapping, values: Mapping, hidden: frozenset[str]
+) -> None:
+    """New columns and labels must fit the parameters' shapes; JAX would clamp the labels.
+
+    Raises:
+        DataError: naming the site, or the program's line.
+    """
+
+    def once(values: Mapping[str, Array], key: Array) -> dict[str, Array]:
+        return replicate(program, args, kwargs, values, key, hidden)
+
+    try:
+        closed, shapes = jax.make_jaxpr(once, return_shape=True)(values, jax.random.key(0))
+    except Exception as error:
+        sizes = ", ".join(f"'{k}' {np.shape(v)}" for k, v in values.items())
+        raise DataError(
+            "predict: expected arguments that go with the fitted parameters, of shape "
+            f"{sizes}; with these args and kwargs {explain(error)}"
+        ) from error
+    for name, reached in zip(sorted(shapes), outside_indices(closed), strict=True):
+        for outside in reached:
+            raise DataError(f"predict: site '{name}': {outside}")

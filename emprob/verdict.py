@@ -14,6 +14,7 @@ from numpyro.distributions.distribution import validation_enabled
 from emprob.curvature import information
 from emprob.errors import DegeneracyWarning, IdentifiabilityWarning
 from emprob.model import LatentModel, log_factor
+from emprob.posterior import marginals
 from emprob.types import Params, Status
 
 EMPTY = 1e-10  # weight of a component that explains nothing
@@ -44,13 +45,14 @@ def judge(model: LatentModel, method: Any, run: Any) -> tuple[Status, str, Any, 
             f"{message} (by {objective[-2] - objective[-1]:.3g} at step {len(objective) - 1}, from "
             f"{objective[-2]:.8g}; the parameters before it are kept)"
         )
-    constant = "" if collapsed else constant_data(model)
-    for note in filter(None, (empty_components(model, run.params), constant)):
-        warned.append(DegeneracyWarning(note))
-        message = f"{message}; {note}"
     report = None if collapsed else _report(model, run)
     if report is not None and status in (Status.CONVERGED, Status.MAX_STEPS):
         status, message = _by_curvature(status, message, report, warned)
+    constant = "" if collapsed else constant_data(model)
+    empty = empty_components(model, run.params), dead_states(model, run.params)
+    for note in filter(None, (*empty, constant)):
+        warned.append(DegeneracyWarning(note))
+        message = f"{message}; {note}"
     if not model.latents:
         message += "; no latent sites: the objective was maximised directly"
     return status, message, report, warned
@@ -132,6 +134,26 @@ def empty_components(model: LatentModel, params: Mapping[str, Any]) -> str:
         return ""
     shown = ", ".join(found[:6]) + (", ..." if len(found) > 6 else "")
     return f"empty components: {shown}. Use fewer components, or a prior on their weights"
+
+
+def dead_states(model: LatentModel, params: Mapping[str, Any]) -> str:
+    """A sentence on values that a latent of a chain takes at no time, or ''."""
+    laws = [
+        np.asarray(params[a.param], float)
+        for a in model.structure.assignments
+        if (a.argument, a.view) == ("probs", "probs") and a.term in model.latents
+    ]
+    if not any((law < EMPTY).any() for law in laws):
+        return ""  # every value is entered from every other: spare the smoother
+    found = []
+    for site, marginal in marginals(model, params).items():
+        if not marginal.is_chain:
+            continue
+        visits = marginal.probs.reshape(-1, marginal.probs.shape[-1]).sum(0)
+        found += [f"{site} = {k}" for k in np.flatnonzero(visits < EMPTY)]
+    if not found:
+        return ""
+    return f"empty components: {', '.join(found)} at no time. Use fewer states, or a prior"
 
 
 def collapse(model: LatentModel, params: Mapping[str, Any]) -> str:

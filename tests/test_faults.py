@@ -3,6 +3,8 @@
 Every test's id is the case's number in the list of faults that the package promises to handle.
 """
 
+import importlib
+import signal
 import threading
 import warnings
 
@@ -91,6 +93,24 @@ def chain(y):
         return z, None
 
     scan(step, 0, y)
+
+
+def three_states(y):
+    p = numpyro.sample("p", dist.Dirichlet(jnp.ones(3)).expand([3]))
+    mu = numpyro.sample("mu", dist.Normal(0, 5).expand([3]))
+
+    def step(z, y):
+        z = numpyro.sample("z", dist.Categorical(p[z]))
+        numpyro.sample("y", dist.Normal(mu[z], 1.0), obs=y)
+        return z, None
+
+    scan(step, 0, y)
+
+
+def plane(y, x):
+    b = numpyro.sample("b", dist.Normal(0, 5).expand([2]).to_event(1))
+    with numpyro.plate("n", len(x)):
+        numpyro.sample("y", dist.Normal(x @ b, 1.0), obs=y)
 
 
 AT = {"mu": 0.3, "s": 1.2}
@@ -575,6 +595,18 @@ def test_47_empty_component():
     assert np.isfinite(slope["mu"]).all() and np.isfinite(slope["s2"]).all()
 
 
+@pytest.mark.filterwarnings("ignore::emprob.IdentifiabilityWarning")
+def test_47_dead_state():
+    init = {"p": [[0.7, 0.3, 0.0]] * 2 + [[0.4, 0.3, 0.3]], "mu": [-2.0, 2.0, 0.0]}
+    with pytest.warns(ep.DegeneracyWarning, match="empty components: z = 2 at no time"):
+        out = fit(three_states, Y, prior=False, method=ep.EM(), init=init)
+    assert "z = 2" in out.message and "z = 1" not in out.message
+    assert all(np.isfinite(v).all() for v in out.params.values())
+    two = {"p": [[0.7, 0.3]] * 2, "mu": [-2.0, 2.0]}
+    smaller = fit(chain, Y, prior=False, method=ep.EM(), init=two)
+    np.testing.assert_allclose(out.objective, smaller.objective, atol=1e-5)
+
+
 def test_48_equal_components(good):
     init = {"w": [0.5, 0.5], "mu": [0.1, 0.1], "s2": [2.0, 2.0]}
     with pytest.warns(ep.ConvergenceWarning, match="saddle"):
@@ -635,6 +667,8 @@ def test_52_53_improper_priors():
     np.testing.assert_allclose(out.params["mu"], Y.mean(), atol=1e-6)
     assert np.isnan(out.standard_errors()["nu"]).all()
     np.testing.assert_allclose(out.standard_errors()["mu"], 1 / np.sqrt(N), rtol=1e-6)
+    with pytest.raises(ep.ModelError, match="improper.*nu.*Give one of them a prior"):
+        ep.nuts(out.model, key=0, num_warmup=10, num_samples=10)
 
 
 def test_54_prior_against_data():
@@ -706,14 +740,39 @@ def test_60_keys(good):
             ep.fit(good[0], ep.EM(), key=bad)
 
 
-def test_61_interrupted():
+def test_61_interrupted(monkeypatch):
     def stop(step, told):
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
 
     with pytest.warns(ep.ConvergenceWarning, match="interrupted"):
         out = fit(normal, Y, method=ep.MAP(optax.sgd(1e-4)), init=AT, callback=stop)
     assert out.status is ep.Status.INTERRUPTED
     assert out.num_steps > 0 and np.isfinite(out.objective)
+    # a second one, while the result is being made, is not held back
+    made = importlib.import_module("emprob.fit")
+    monkeypatch.setattr(made, "judge", lambda *args: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        fit(normal, Y, method=ep.MAP(optax.sgd(1e-4)), init=AT, callback=stop)
+
+
+def test_66_predict_with_what_does_not_fit():
+    x = np.stack([Y, np.ones(N)], 1)
+    out = fit(plane, Y, x)
+    assert out.predict(0, 3, args=(None, x[:4]))["y"].shape == (3, 4)
+    words = r"predict: .*'b' \(2,\).*site 'y'.*\(3,\) and \(2,\)"
+    with pytest.raises(ep.DataError, match=words):
+        out.predict(0, 3, args=(None, np.ones((4, 3))))
+    labels = np.arange(N) % 5
+    out = fit(groups, Y, labels)
+    assert out.predict(0, 3, args=(Y[:4], labels[:4]))["y"].shape == (3, 4)
+    with pytest.raises(ep.DataError, match="predict: site 'y': an index of 9 .* 0 to 4"):
+        out.predict(0, 3, args=(Y[:3], np.array([0, 9, 1])))
+
+
+def test_66_predict_without_the_model(good, tmp_path):
+    good[1].save(tmp_path / "fit.npz")
+    with pytest.raises(ep.ModelError, match="predict: .*loaded without its model.*model=model"):
+        ep.load(tmp_path / "fit.npz").predict(0, 2)
 
 
 def test_66_predict_for_other_data(good):
