@@ -17,7 +17,10 @@ from emprob.errors import (
     ModelError,
     PrecisionWarning,
 )
+from emprob.estep.conjugate import Conjugate
 from emprob.estep.enumerate import Enumerate
+from emprob.estep.gaussian import Gaussian
+from emprob.estep.laplace import Laplace
 from emprob.fit import fit, steps
 from emprob.labels import align_labels
 from emprob.map import MAP
@@ -43,7 +46,10 @@ __all__ = [
     "DataError",
     "DegeneracyWarning",
     "Diagnosis",
+    "Conjugate",
     "Enumerate",
+    "Gaussian",
+    "Laplace",
     "Fit",
     "FitError",
     "Gradient",

@@ -21,6 +21,7 @@ from emprob.dependence import dependence
 from emprob.errors import ModelError, nearest
 from emprob.estep.enumerate import log_partition_of
 from emprob.explain import explain
+from emprob.integral.find import with_integrals
 from emprob.model import (
     Data,
     LatentModel,
@@ -37,7 +38,7 @@ from emprob.prepare import prepare
 from emprob.probe import probe
 from emprob.program import Evaluation
 from emprob.roles import Survey, assign_roles, is_partial, prior_dependence, survey
-from emprob.space import bijection
+from emprob.space import bijection, forward
 from emprob.validate import check_data, check_repeatable, check_table_size
 
 
@@ -90,31 +91,22 @@ def bind(
         missing = _check_data(program, args, kwargs, found)
         roles = _roles(program, args, kwargs, found, latents)
         fixed_values = _fixed(fixed, roles, found)
-        held = _held(roles, found)
-        parts = (program, args, kwargs, found, roles | dict.fromkeys(held, "parameter"))
-        model = _assemble(*parts, fixed_values | held, missing, prior)
+        model = _assemble(program, args, kwargs, found, roles, fixed_values, missing, prior)
         model, out_shapes = _check_shapes(model)
         model = _probe(model, out_shapes, found)
+        model = with_integrals(model, [random_params(model, seed) for seed in (1, 2)], found.sites)
         statics = _statics(model, found)
-        model = _release(model, roles, tuple(fixed_values))
         return replace(model, notes=Same(_notes(model, statics, found, coords, missing)))
 
 
-def _held(roles: Mapping[str, str], found: Survey) -> dict[str, np.ndarray]:
-    """Continuous latents, which have no values to sum over, at one value while probing."""
-    sites = [found.sites[n] for n, r in roles.items() if r == "latent"]
-    return {
-        s.name: np.broadcast_to(np.asarray(s.value, float), _shape(s, found))
-        for s in sites
-        if not s.discrete
-    }
-
-
-def _release(model: LatentModel, roles: Mapping[str, str], fixed: tuple[str, ...]) -> LatentModel:
-    """Give the latents that were held while probing their role back."""
-    structure = replace(model.structure, roles=tuple(roles.items()), fixed=fixed)
-    kept = {k: v for k, v in model.data.fixed.items() if k in fixed}
-    return replace(model, structure=structure, data=replace(model.data, fixed=kept))
+def _held(roles: Mapping[str, str], found: Survey) -> dict[str, Array]:
+    """Continuous latents, which have no values to sum over, at values no two of which are alike."""
+    held, rng = {}, np.random.default_rng(0)
+    for name in [n for n, r in roles.items() if r == "continuous"]:
+        transform = bijection(found.sites[name].support)
+        shape = transform.inverse_shape(_shape(found.sites[name], found))
+        held[name] = forward(transform, jnp.asarray(rng.uniform(-1.0, 1.0, shape)))
+    return held
 
 
 def _argument_names(program: Callable, count: int) -> list[str]:
@@ -246,11 +238,15 @@ def _assemble(program, args, kwargs, found, roles, fixed, missing, prior) -> Lat
         - {n for n, r in roles.items() if r == "partial"},
         families=frozenset(),
         invariant=frozenset(),
-        timed=frozenset(n for n in named if found.sites[n].scan is not None),
+        timed=frozenset(
+            n for n, r in roles.items()
+            if r in ("parameter", "continuous") and found.sites[n].scan is not None
+        ),  # fmt: skip
         with_prior=prior,
     )
     transforms = {n: bijection(found.sites[n].support) for n in structure.params}
-    data = Data(leaves, {k: jnp.asarray(v) for k, v in fixed.items()}, {}, transforms, {})
+    fixed = {k: jnp.asarray(v) for k, v in fixed.items()}
+    data = Data(leaves, fixed, {}, transforms, {}, _held(roles, found))
     initial = {n: np.broadcast_to(found.sites[n].value, _shape(found.sites[n], found))
                for n in structure.params}  # fmt: skip
     return LatentModel(data, structure, Same(SimpleNamespace(initial=initial, args=(args, kwargs))))
@@ -390,10 +386,10 @@ def _statics(model: LatentModel, found: Survey) -> tuple[Evaluation, tuple[str, 
 
 
 def with_latents_as_parameters(model: LatentModel) -> LatentModel:
-    """The same program with its continuous latents as parameters; the discrete ones summed out."""
+    """Where log Z is not exact: its continuous latents as parameters, the discrete summed out."""
     s = model.structure
-    discrete = tuple(n for n in model.latents if n in model.notes.value.atoms)
-    if discrete == model.latents:
+    discrete = tuple(n for n in model.latents if n not in s.continuous)
+    if all(i.rule.capabilities.exact for i in s.integrals):
         return model
     leaves = tuple(np.asarray(x) for x in model.data.leaves)
     args, kwargs = arguments(s.treedef, s.static, leaves)

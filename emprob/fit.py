@@ -16,17 +16,19 @@ from emprob import checkpoint as checkpoints
 from emprob.accelerate import Squarem
 from emprob.em import EM
 from emprob.errors import ConvergenceWarning, FitError, PrecisionWarning
+from emprob.estep.conjugate import Conjugate
+from emprob.estep.gaussian import Gaussian
+from emprob.estep.laplace import Laplace
 from emprob.keys import as_key
 from emprob.map import MAP
 from emprob.model import LatentModel
-from emprob.plan import require_enumerable
 from emprob.precision import to_numpy, working
 from emprob.progress import Progress
 from emprob.result import Fit
 from emprob.starts import make_starts
 from emprob.types import Algorithm, Info, Params, State, Status
 from emprob.validate import check_init, check_steps
-from emprob.verdict import blame, collapse, judge, stopped_early
+from emprob.verdict import MAX_INFORMATION, blame, collapse, judge, stopped_early
 
 CAPACITY = 256  # steps of one compiled call
 SHORT = 40  # steps of every start before the best go on
@@ -76,6 +78,7 @@ def fit(
     """
     check_steps(max_steps, tol, num_starts)
     method = choose(model, method)
+    model = with_rule(model, method)
     if dtype is not None:
         model = with_dtype(model, dtype)
     with working(model):
@@ -97,6 +100,10 @@ def fit(
             best = _run(
                 model, method, again, max_steps, tighter, progress, callback, None, rows, clock
             )
+        if _wants_polish(model, method, best):
+            arrays = {k: jnp.asarray(v) for k, v in best.params.items()}
+            again = Start(best.start, arrays, best.num_steps, Info(**best.trace))
+            best = _run(model, MAP(), again, max_steps, tol, progress, callback, None, rows, clock)
         return _result(model, method, best, rows, clock)
 
 
@@ -108,6 +115,7 @@ def steps(
     `info` describes the parameters that the step started from; `state.params` are the new ones.
     """
     method = choose(model, method)
+    model = with_rule(model, method)
     with working(model):
         model = _in_width(model)
         init = check_init(init, model)
@@ -122,8 +130,7 @@ def steps(
 def choose(model: LatentModel, method: Algorithm | None) -> Algorithm:
     """The method for a model, checked."""
     if method is None:
-        require_enumerable(model)
-        return Squarem(EM()) if model.latents else MAP()
+        return MAP() if not model.latents or needs_ascent(model) else Squarem(EM())
     if not isinstance(method, Algorithm) or isinstance(method, type):
         raise ValueError(
             f"method={method!r}: expected an algorithm such as ep.EM(), ep.MAP() or "
@@ -136,8 +143,33 @@ def choose(model: LatentModel, method: Algorithm | None) -> Algorithm:
             f"method={method!r} has a setting that cannot be hashed ({error}). Settings are "
             "numbers, tuples, names and optax transformations; arrays belong in the model."
         ) from None
-    require_enumerable(model)
     return method
+
+
+def with_rule(model: LatentModel, method: Algorithm) -> LatentModel:
+    """The model integrating its continuous latents as the method's E-step says."""
+    inner = getattr(method, "method", method)
+    rule = getattr(inner, "estep", None)
+    if not isinstance(rule, Gaussian | Laplace | Conjugate):
+        return model
+    integrals = tuple(rule.applied(i) for i in model.structure.integrals)
+    return replace(model, structure=replace(model.structure, integrals=integrals))
+
+
+def needs_ascent(model: LatentModel) -> bool:
+    """Whether some integral is Laplace's approximation, whose weights alone do not climb it."""
+    return any(
+        isinstance(i.rule, Laplace) and not i.quadratic and not i.rule.adaptive(i)
+        for i in model.structure.integrals
+    )
+
+
+def _wants_polish(model: LatentModel, method: Algorithm, run: "Run") -> bool:
+    """An approximate E-step brings EM near the optimum of its objective; Newton's does the rest."""
+    exact = all(i.rule.capabilities.exact for i in model.structure.integrals)
+    size = sum(np.size(v) for v in run.params.values())
+    good = run.status in (Status.CONVERGED, Status.OBJECTIVE_DECREASED)
+    return not exact and good and not isinstance(method, MAP) and size <= MAX_INFORMATION
 
 
 def with_dtype(model: LatentModel, dtype: Any) -> LatentModel:

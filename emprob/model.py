@@ -5,7 +5,7 @@ is `log_partition`, its gradient the weights, the inner product of weights and n
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +17,7 @@ from numpyro.distributions.transforms import Transform
 from emprob import space
 from emprob.partition.plates import Factor, Layout
 from emprob.program import Evaluation, Interpreter, Term, TermSpec, run, statistics_of
-from emprob.types import Params
+from emprob.types import Atoms, Params
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,16 @@ class Structure:
     with_prior: bool
     assignments: tuple[Assignment, ...] = ()
     dtype: str = "float64"
+    integrals: tuple[Any, ...] = ()  # groups of continuous latents (integral.Integral)
 
     @property
     def latents(self) -> tuple[str, ...]:
-        return tuple(n for n, r in self.roles if r in ("latent", "partial"))
+        return tuple(n for n, r in self.roles if r in ("latent", "partial", "continuous"))
+
+    @property
+    def continuous(self) -> tuple[str, ...]:
+        """Names of the continuous latents."""
+        return tuple(n for n, r in self.roles if r == "continuous")
 
 
 @jax.tree_util.register_dataclass
@@ -82,6 +88,8 @@ class Data:
     origins: dict[str, Array]
     transforms: dict[str, Transform]
     cells: dict[str, Array]  # assignment -> index of the parameter's unit in each cell
+    held: dict[str, Array] = field(default_factory=dict)  # some value of each continuous latent
+    integrals: tuple[Any, ...] = ()  # integral.IntegralData
 
 
 @dataclass(frozen=True)
@@ -97,13 +105,19 @@ class LatentModel:
 
     # -- what the program says -------------------------------------------------------------
 
-    def evaluate(self, params: Mapping[str, Array]) -> Evaluation:
-        """Run the program at `params` (constrained) with the latents enumerated."""
+    def evaluate(
+        self, params: Mapping[str, Array], latents: Mapping[str, Array] | None = None
+    ) -> Evaluation:
+        """Run the program at `params` (constrained), discrete latents enumerated.
+
+        Args:
+            latents: values of continuous latents; those not given are held somewhere.
+        """
         s = self.structure
         args, kwargs = arguments(s.treedef, s.static, self.data.leaves)
         interpreter = Interpreter(
-            dict(s.roles), {**self.data.fixed, **params}, s.depth, s.missing, s.families,
-            self.data.origins, s.invariant, s.timed,
+            dict(s.roles), {**self.data.fixed, **self.data.held, **params, **(latents or {})},
+            s.depth, s.missing, s.families, self.data.origins, s.invariant, s.timed,
         )  # fmt: skip
         return run(s.program, args, kwargs, interpreter)
 
@@ -112,18 +126,18 @@ class LatentModel:
         return self.evaluate(params).log_prior if self.structure.with_prior else jnp.zeros(())
 
     def log_partition(self, params: Mapping[str, Array]) -> Array:
-        """log Z = log p(data | params), the discrete latents summed out."""
-        from emprob.estep.enumerate import log_partition_of
+        """log Z = log p(data | params), the latents summed and integrated out."""
+        from emprob.integral.expectation import log_z
 
-        return log_partition_of(self.evaluate(params))
+        return log_z(self, params)
 
     def objective(self, params: Mapping[str, Array]) -> Array:
         """What `fit` maximises: log Z, plus the log prior unless `prior=False`."""
-        from emprob.estep.enumerate import log_partition_of
+        from emprob.integral.expectation import log_z
 
         out = self.evaluate(params)
-        log_z = log_partition_of(out)
-        return log_z + out.log_prior if self.structure.with_prior else log_z
+        value = log_z(self, params, out=out)
+        return value + out.log_prior if self.structure.with_prior else value
 
     def deterministics(self, params: Mapping[str, Array]) -> dict[str, Array]:
         """The program's deterministic sites that are functions of the parameters alone."""
@@ -222,9 +236,13 @@ def arguments(treedef: Any, static: tuple, leaves: tuple) -> tuple[tuple, dict]:
     return jax.tree.unflatten(treedef, [value(x) for x in static])
 
 
-def naturals(model: LatentModel, params: Mapping[str, Array]) -> tuple[dict[str, Array], Array]:
-    """The natural of every term, and the log prior (0 with `prior=False`)."""
-    out = model.evaluate(params)
+def naturals(
+    model: LatentModel, params: Mapping[str, Array], atoms: tuple[Atoms, ...] = ()
+) -> tuple[dict[str, Array], Array]:
+    """The natural of every term, at every atom it depends on, and the log prior (or 0)."""
+    from emprob.integral.expectation import evaluate_all
+
+    out, _ = evaluate_all(model, params, atoms)
     log_prior = out.log_prior if model.structure.with_prior else jnp.zeros(())
     return {k: t.natural for k, t in out.terms.items()}, log_prior
 

@@ -14,7 +14,7 @@ from emprob.types import Params, Posterior
 
 def expected_log_joint(model: LatentModel, params: Mapping[str, Array], posterior: Posterior):
     """Q(params) + log prior: sum_s <w_s, l_s(params)>, w fixed."""
-    values, log_prior = naturals(model, params)
+    values, log_prior = naturals(model, params, posterior.atoms)
     return inner(posterior.weights, values) + log_prior
 
 
@@ -22,7 +22,7 @@ def score(model: LatentModel, u: Params, posterior: Posterior) -> tuple[Params, 
     """Gradient of the objective at u (unconstrained), by Fisher's identity that of Q; log prior."""
 
     def q(v: Params) -> tuple[Array, Array]:
-        values, log_prior = naturals(model, model.constrain(v))
+        values, log_prior = naturals(model, model.constrain(v), posterior.atoms)
         return inner(posterior.weights, values) + log_prior, log_prior
 
     return jax.grad(q, has_aux=True)(u)

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from emprob.errors import ModelError
 from emprob.mstep.closed_form import covered
 
 COLUMNS = ("site", "role", "shape", "support", "structure", "handled by")
@@ -104,7 +103,7 @@ def _row(model: Any, site: Any, found: Any, missing: dict) -> Site:
     note = _handled(model, site, role)
     if site.name in missing:
         note = f"{note}; {missing[site.name]}" if note else str(missing[site.name])
-    role = "latent (partly observed)" if role == "partial" else role
+    role = {"partial": "latent (partly observed)", "continuous": "latent"}.get(role, role)
     return Site(site.name, role, shape, describe(site.support), _structure(site), note)
 
 
@@ -131,17 +130,24 @@ def _structure(site: Any) -> str:
 def _handled(model: Any, site: Any, role: str) -> str:
     if role == "fixed":
         return "held at the given value"
+    if role == "continuous":
+        return _integrated(model, site.name)
     if role in ("latent", "partial"):
-        if not site.discrete:
-            return (
-                "no E-step for continuous latents yet; pass latents=(...) without it to treat it "
-                "as a parameter"
-            )
         kind = "forward-backward" if site.scan is not None else "sum over values"
         return f"Enumerate: exact, {kind}"
     if role == "parameter":
         return _mstep_of(model, site.name)
     return _form(model, site)
+
+
+def _integrated(model: Any, name: str) -> str:
+    """Which E-step integrates a continuous latent, over what, and why."""
+    integral = next(i for i in model.structure.integrals if name in i.sites)
+    series, steps, width = integral.block.shape
+    layout = f"{series} × {width}" if steps == 1 else f"{series} × chain {steps} × {width}"
+    rule = integral.rule
+    exact = ": exact" if rule.capabilities.exact else ""
+    return f"{type(rule).__name__}{exact}, {layout}; {integral.why}"
 
 
 def _mstep_of(model: Any, name: str) -> str:
@@ -160,18 +166,4 @@ def _form(model: Any, site: Any) -> str:
     return f"{type(site.fn.base).__name__}: one log-factor per observation"
 
 
-def require_enumerable(model: Any) -> None:
-    """Raise if some latent has no E-step."""
-    continuous = [
-        s.name for s in model.plan if s.role == "latent" and s.handled_by.startswith("no E-step")
-    ]
-    if continuous:
-        names = ", ".join(map(repr, continuous))
-        rest = tuple(n for n in model.latents if n not in continuous)
-        raise ModelError(
-            f"latent {names}: continuous, and no E-step in this version integrates it. Pass "
-            f"latents={rest!r} to ep.bind to estimate it as a parameter instead, or use ep.nuts."
-        )
-
-
-__all__ = ["Plan", "Site", "covered", "describe", "make_plan", "require_enumerable"]
+__all__ = ["Plan", "Site", "covered", "describe", "make_plan"]

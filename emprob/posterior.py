@@ -15,8 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from emprob.estep.enumerate import log_partition_of
+from emprob.errors import ModelError
 from emprob.filtering import filter_chains, pairwise
+from emprob.integral import moments as integrals
+from emprob.integral.expectation import log_z
 from emprob.model import LatentModel
 from emprob.partition.plates import Reduce, Sampler, log_sum_exp, maximum
 from emprob.precision import to_numpy, working
@@ -39,9 +41,11 @@ def tilts_of(out: Evaluation) -> dict[str, Array]:
     return {n: jnp.zeros(tilt_shape(out, v)) for n, v in out.variables.items()}
 
 
-def _weights(out: Evaluation, reduce: Reduce) -> dict[str, Array]:
+def _weights(
+    model: LatentModel, params: Params, out: Evaluation, reduce: Reduce
+) -> dict[str, Array]:
     """Gradient of log Z in a tilt of every variable, as (time, plates..., K) arrays."""
-    grads = jax.grad(lambda t: log_partition_of(out, reduce, t))(tilts_of(out))
+    grads = jax.grad(lambda t: log_z(model, params, reduce, t, out))(tilts_of(out))
     return {n: _plain(out, out.variables[n], g) for n, g in grads.items()}
 
 
@@ -71,13 +75,13 @@ def _by_site(out: Evaluation, values: Mapping[str, Array]) -> dict[str, Array]:
 @jax.jit
 def _smoothed(model: LatentModel, params: Params) -> dict[str, Array]:
     out = model.evaluate(params)
-    return _by_site(out, _weights(out, log_sum_exp))
+    return _by_site(out, _weights(model, params, out, log_sum_exp))
 
 
 @jax.jit
 def _most_likely(model: LatentModel, params: Params) -> dict[str, Array]:
     out = model.evaluate(params)
-    return {k: v.argmax(-1) for k, v in _by_site(out, _weights(out, maximum)).items()}
+    return {k: v.argmax(-1) for k, v in _by_site(out, _weights(model, params, out, maximum)).items()}
 
 
 @partial(jax.jit, static_argnames="num")
@@ -85,7 +89,8 @@ def _draws(model: LatentModel, params: Params, key: Array, num: int) -> dict[str
     out = model.evaluate(params)
 
     def one(key: Array) -> dict[str, Array]:
-        return {k: v.argmax(-1) for k, v in _by_site(out, _weights(out, Sampler(key))).items()}
+        weights = _weights(model, params, out, Sampler(key))
+        return {k: v.argmax(-1) for k, v in _by_site(out, weights).items()}
 
     return jax.lax.map(one, jax.random.split(key, num))
 
@@ -174,7 +179,94 @@ class Marginal:
         return f"Marginal({self.name!r}, probs {self.probs.shape})"
 
 
-class LatentPosterior(Mapping[str, Marginal]):
+@dataclass(frozen=True)
+class ContinuousMarginal:
+    """The posterior of one continuous latent.
+
+    Attributes:
+        name: the site.
+    """
+
+    name: str
+    is_chain: bool
+    owner: "LatentPosterior"
+
+    def _moment(self, which: str) -> np.ndarray:
+        return getattr(self.owner.moments(self.name), which)
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Posterior mean, shaped as the site; for a chain, smoothed."""
+        return self._moment("mean")
+
+    @property
+    def variance(self) -> np.ndarray:
+        """Posterior variance of every entry."""
+        return self._moment("variance")
+
+    @property
+    def sd(self) -> np.ndarray:
+        """Posterior standard deviation of every entry."""
+        return np.sqrt(self.variance)
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """Posterior covariance within each event, (..., E, E)."""
+        return self._moment("covariance")
+
+    @property
+    def pairwise_covariance(self) -> np.ndarray:
+        """cov(z_{t-1}, z_t | all data), (T - 1, ..., E, E)."""
+        self._only_chain("pairwise_covariance")
+        return self._moment("pairwise")
+
+    @property
+    def smoothed_mean(self) -> np.ndarray:
+        """E[z_t | y_1..y_T]. Uses the future: not for backtests."""
+        return self.mean
+
+    @property
+    def smoothed_variance(self) -> np.ndarray:
+        """var(z_t | y_1..y_T)."""
+        return self.variance
+
+    def _filtered(self, which: str) -> np.ndarray:
+        self._only_chain(f"filtered_{which}")
+        return getattr(self.owner.filtered_moments(self.name), which)
+
+    @property
+    def filtered_mean(self) -> np.ndarray:
+        """E[z_t | y_1..y_t], (T, ...). Uses no later observation (the parameters may)."""
+        return self._filtered("mean")
+
+    @property
+    def filtered_variance(self) -> np.ndarray:
+        """var(z_t | y_1..y_t), (T, ...)."""
+        return self._filtered("variance")
+
+    @property
+    def predicted_mean(self) -> np.ndarray:
+        """E[z_t | y_1..y_{t-1}], (T, ...)."""
+        return self._filtered("predicted_mean")
+
+    @property
+    def predicted_variance(self) -> np.ndarray:
+        """var(z_t | y_1..y_{t-1}), (T, ...)."""
+        return self._filtered("predicted_variance")
+
+    def sample(self, key: Any, num: int = 1) -> np.ndarray:
+        """Joint draws, (num, ...): for a chain, of whole paths (the simulation smoother)."""
+        return self.owner.draw(key, num)[self.name]
+
+    def _only_chain(self, what: str) -> None:
+        if not self.is_chain:
+            raise AttributeError(f"latent '{self.name}' is not in a scan: it has no '{what}'.")
+
+    def __repr__(self) -> str:
+        return f"ContinuousMarginal({self.name!r}, mean {self.mean.shape})"
+
+
+class LatentPosterior(Mapping[str, Any]):
     """Posteriors of all latents at one value of the parameters, computed when first asked for."""
 
     def __init__(self, model: LatentModel, params: Mapping[str, Any]):
@@ -216,6 +308,30 @@ class LatentPosterior(Mapping[str, Marginal]):
             params = {k: jnp.asarray(v) for k, v in self.params.items()}
             return to_numpy(_draws(self.model, params, as_key(key), num))
 
+    def _index(self, site: str) -> int:
+        groups = self.model.structure.integrals
+        return next(i for i, g in enumerate(groups) if site in g.sites)
+
+    def moments(self, site: str) -> integrals.Moments:
+        """Means and covariances of a continuous latent."""
+        i = self._index(site)
+        return self._get(f"moments {i}", lambda p: integrals.moments(self.model, p, i))[site]
+
+    def filtered_moments(self, site: str) -> integrals.Filtered:
+        """The same without the future."""
+        i = self._index(site)
+        if not self.model.structure.integrals[i].block.is_chain:
+            raise ModelError(f"latent '{site}': a filter needs a chain that is not one dense block.")
+        return self._get(f"filtered {i}", lambda p: integrals.filtered(self.model, p, i))[site]
+
+    def draw(self, key: Any, num: int) -> dict[str, np.ndarray]:
+        """Joint draws of every continuous latent, (num, ...)."""
+        from emprob.keys import as_key
+
+        with working(self.model):
+            params = {k: jnp.asarray(v) for k, v in self.params.items()}
+            return to_numpy(integrals.draws(self.model, params, as_key(key), num))
+
     def _atoms(self) -> dict[str, tuple[np.ndarray, bool]]:
         static = self.model.notes.value.static
         return {
@@ -226,20 +342,21 @@ class LatentPosterior(Mapping[str, Marginal]):
             for n, v in static.variables.items()
         }
 
-    def __getitem__(self, name: str) -> Marginal:
+    def __getitem__(self, name: str) -> Any:
+        if name in self.model.structure.continuous:
+            is_chain = name in self.model.structure.timed
+            return ContinuousMarginal(name, is_chain, self)
         atoms = self._atoms()
         if name not in atoms:
-            raise KeyError(
-                f"no latent site '{name}'; the latents are {', '.join(map(repr, atoms))}"
-            )
+            raise KeyError(f"no latent site '{name}'; the latents are {', '.join(map(repr, self))}")
         values, is_chain = atoms[name]
         return Marginal(name, self.smoothed[name], values, is_chain, self)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._atoms())
+        return iter(self.model.latents)
 
     def __len__(self) -> int:
-        return len(self._atoms())
+        return len(self.model.latents)
 
     def __repr__(self) -> str:
         return f"LatentPosterior({', '.join(self)})"
@@ -253,4 +370,8 @@ def marginals(model: LatentModel, params: Mapping[str, Any]) -> LatentPosterior:
 def sample_paths(model: LatentModel, params: Mapping[str, Any], key: Any, num: int = 1):
     """Exact joint draws of all latents, by site: (num, N...) or (num, T, ...)."""
     posterior = marginals(model, params)
-    return {k: posterior[k].values[v] for k, v in posterior.sample_indices(key, num).items()}
+    found = {}
+    if posterior._atoms():
+        drawn = posterior.sample_indices(key, num)
+        found = {k: posterior[k].values[v] for k, v in drawn.items()}
+    return {**found, **posterior.draw(key, num)} if model.structure.continuous else found

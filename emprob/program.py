@@ -228,9 +228,9 @@ class Interpreter(Messenger):
     """The effect handler that turns a program into an `Evaluation`.
 
     Args:
-        roles: role of each unobserved site ("parameter", "latent", "delta"); observed discrete
-            sites with missing entries have role "partial".
-        params: value of each parameter, constrained space, by site.
+        roles: role of each unobserved site ("parameter", "latent", "continuous", "delta");
+            observed discrete sites with missing entries have role "partial".
+        params: value of each parameter and continuous latent, constrained space, by site.
         depth: number of array dimensions that plates use.
         missing: names of observed sites that hold NaN.
         families: names of terms that are put into family form.
@@ -258,6 +258,7 @@ class Interpreter(Messenger):
         self.context = Context()
         self.timed = timed
         self.values: dict[int, tuple[Any, str]] = {}  # id(value) -> variable; keeps value alive
+        self.held: dict[int, tuple[Any, Any]] = {}  # id(value) -> continuous latent, or its slot
         self.plain: dict[str, Array] = {}  # what each variable looks like when not enumerated
         self.num_dims = 0
         self.probe = jnp.zeros((), int)  # added to every latent, to see what depends on latents
@@ -323,6 +324,8 @@ class Interpreter(Messenger):
             self._parameter(msg, fn)
         elif role in ("latent", "partial"):
             self._latent(msg, fn, role)
+        elif role == "continuous":
+            self._continuous(msg, fn)
         else:
             self._observed(msg, fn)
 
@@ -333,7 +336,7 @@ class Interpreter(Messenger):
 
     def _dry(self, msg: dict, fn: Unwrapped, role: str) -> None:
         """Only carry data forward: latents at their first value, no factors."""
-        if role == "parameter":
+        if role in ("parameter", "continuous"):
             msg["value"] = self._parameter_value(msg["name"])
         elif role in ("latent", "partial"):
             first = fn.base.enumerate_support(expand=False)[0]
@@ -397,13 +400,17 @@ class Interpreter(Messenger):
             seen = msg["value"]
             agrees = jnp.isnan(seen) | (jnp.nan_to_num(seen) == value)
             offset = offset + jnp.where(agrees, 0.0, -jnp.inf)
-        if msg["scale"] is not None:
-            raise ModelError(
-                f"site '{msg['name']}': handlers.scale on a discrete latent has no meaning as a "
-                "probability. Scale the observed site instead."
-            )
+        _refuse_scale(msg)
         msg["value"] = value
         self._record(msg, fn, natural, coefficient, offset, value, own=name, plates=plates)
+
+    def _continuous(self, msg: dict, fn: Unwrapped) -> None:
+        """A continuous latent at a given value: a factor of the complete data, as if observed."""
+        name = msg["name"]
+        _refuse_scale(msg)
+        msg["value"] = value = self._parameter_value(name)
+        self.held[id(value)] = (value, name)
+        self._observed(msg, fn)
 
     def _observed(self, msg: dict, fn: Unwrapped) -> None:
         name, base = msg["name"], fn.base
@@ -481,6 +488,14 @@ class Interpreter(Messenger):
             name, msg["name"], plates, self.context.time, family, in_family_form, own,
             fn.reinterpreted, fn.base.event_dim, type(fn.base), folded,
         )  # fmt: skip
+
+
+def _refuse_scale(msg: dict) -> None:
+    if msg["scale"] is not None:
+        raise ModelError(
+            f"site '{msg['name']}': handlers.scale on a latent has no meaning as a probability. "
+            "Scale the observed site instead."
+        )
 
 
 def arguments_of(base: Any) -> dict[str, Array]:

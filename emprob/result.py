@@ -191,7 +191,8 @@ class Fit:
         first, second = jax.random.split(key)
         draws = self._draw_params(first, n)
         if model.latents:
-            values = {k: self.posterior[k].values for k in model.latents}
+            discrete = [k for k in model.latents if k not in model.structure.continuous]
+            values = {k: self.posterior[k].values for k in discrete}
             draws |= predictive.latents_at(model, draws, values, second)
         return draws
 

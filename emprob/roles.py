@@ -2,7 +2,8 @@
 
 A survey runs the program once, plainly, with every scan's body run at its first step only. An
 unobserved sample site is latent if it is discrete, or its prior depends on another unobserved
-site, or it shares a plate or a scan with an observed site; else it is a parameter.
+site, or it shares a plate or a scan with an observed site, or it is the first state of a scan's
+chain; else it is a parameter.
 `numpyro.param` sites are parameters.
 """
 
@@ -43,6 +44,7 @@ class SurveyedSite:
     fn: Unwrapped | None = None
     batch_shape: tuple[int, ...] = ()
     event_shape: tuple[int, ...] = ()
+    length: int = 0  # of the scan that holds the site
 
     @property
     def event_dim(self) -> int:
@@ -56,6 +58,21 @@ class SurveyedSite:
         return np.shape(self.value)
 
     @property
+    def middle(self) -> Any:
+        """A point near the middle of an unobserved site's prior, at one time step."""
+        fn = self.fn
+        assert fn is not None
+        shape = self.shape
+        transform = bijection(self.support)
+        zero = forward(transform, jnp.zeros(transform.inverse_shape(shape)))
+        try:
+            mean = jnp.broadcast_to(fn.base.mean, shape)
+        except (NotImplementedError, AttributeError, TypeError, ValueError):
+            return zero
+        inside = jnp.isfinite(mean).all() & jnp.isfinite(transform.inv(mean)).all()
+        return jnp.where(inside, mean, zero)
+
+    @property
     def discrete(self) -> bool:
         return bool(self.fn is not None and self.fn.base.support.is_discrete)
 
@@ -65,13 +82,21 @@ class Survey:
     """All sites in program order, the length of each scan, and what is observed in scans.
 
     `series` has, by observed site of a scan, its values and mask with time as their first axis;
-    `deterministics` the shape of each deterministic site where no latent is enumerated.
+    `deterministics` the shape of each deterministic site where no latent is enumerated; `carried`
+    the sites whose value fills the carry of a scan before its first step.
     """
 
     sites: dict[str, SurveyedSite] = field(default_factory=dict)
     lengths: list[int] = field(default_factory=list)
     series: dict[str, tuple[np.ndarray, np.ndarray | None]] = field(default_factory=dict)
     deterministics: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    carried: set[str] = field(default_factory=set)
+
+    @property
+    def has_states(self) -> bool:
+        """Whether some scan has continuous latents of its own, which a carry may hold."""
+        free = [s for s in self.sites.values() if not s.observed and s.kind == "sample"]
+        return any(s.scan is not None and not s.discrete for s in free)
 
 
 class Surveyor(Messenger):
@@ -145,6 +170,8 @@ class Surveyor(Messenger):
                 _batch_ndim(msg), unwrap(fn), tuple(fn.batch_shape),
                 tuple(fn.event_shape),
             )  # fmt: skip
+        if self.scan is not None:
+            site.length = self.out.lengths[self.scan]
         self.out.sites[name] = site
 
     def _scan(self, msg: dict) -> None:
@@ -165,6 +192,8 @@ class Surveyor(Messenger):
             self.out.series |= self._series(f, init, xs, length)
         repeat = lambda v: jnp.broadcast_to(jnp.asarray(v), (length, *jnp.shape(v)))  # noqa: E731
         msg["value"] = ((length, None, carry), (PytreeTrace({}), jax.tree.map(repeat, y)))
+        starts = {id(leaf) for leaf in jax.tree.leaves(init)}
+        self.out.carried |= {s.name for s in self.out.sites.values() if id(s.value) in starts}
 
     def _series(self, f: Callable, init: Any, xs: Any, length: int) -> dict[str, tuple]:
         """Observed values and masks of all steps of a scan."""
@@ -284,6 +313,7 @@ def assign_roles(
     roles = {}
     for site in unobserved:
         beside_data = any(f[0] in shared_plates for f in site.frames) or site.scan in shared_scans
+        beside_data |= site.name in found.carried and found.has_states
         roles[site.name] = _role(site, site.name in dependent or beside_data, latents)
     return roles
 
@@ -305,8 +335,8 @@ def _role(site: SurveyedSite, by_rule: bool, latents: Sequence[str] | None) -> s
             )
         return "latent"
     if latents is not None:
-        return "latent" if site.name in latents else "parameter"
-    return "latent" if by_rule else "parameter"
+        return "continuous" if site.name in latents else "parameter"
+    return "continuous" if by_rule else "parameter"
 
 
 def is_partial(site: SurveyedSite, value: Any) -> bool:

@@ -144,6 +144,7 @@ class Seen(NamedTuple):
 
     out: Evaluation
     after: list[str | None]  # variable in each leaf of the carry after the step
+    held: list[str | int | None]  # of each data leaf: the continuous latent or earlier leaf in it
     y_names: list[str | None]
     y_tree: Any
 
@@ -171,14 +172,16 @@ class Steps:
         interp, entry = self.interp, self.entry
         interp.num_dims, interp.probe = self.first_dim, probe
         interp.out = Evaluation(atoms=dict(self.outer.atoms))
+        interp.held = {id(v): (v, i) for i, v in enumerate(data)}
         leaves = _merge(entry, self._previous(probe), data)
         context = Context(time=self.name, index=lambda k, _: params[k])
         after, y = _run(interp, self.body.f, entry.treedef.unflatten(leaves), x, context)
         after, ys = jax.tree.leaves(after), jax.tree.leaves(y)
         y_names = [interp.variable_of(v) for v in ys]
         after_names = [interp.variable_of(v) for v in after]
-        self.seen = Seen(interp.out, after_names, y_names, jax.tree.structure(y))
         new_data = [v for v, lat in zip(after, entry.latent) if not lat]
+        held = [interp.held.get(id(v), (None, None))[1] for v in new_data]
+        self.seen = Seen(interp.out, after_names, held, y_names, jax.tree.structure(y))
         plain = [jnp.zeros(()) if n else jnp.asarray(v) for v, n in zip(ys, y_names)]
         return interp.out.terms, interp.out.log_priors, new_data, plain
 
@@ -222,7 +225,7 @@ def _steady(interp: Interpreter, body: Body, carry: Any, start: int) -> tuple[An
         slots = _slots(steps.outer, entry, steps.dims, seen.after, seen.out)
         varying = _varying(closed.jaxpr, at_start, shapes)
         y_names = _refuse_mixing(closed.jaxpr, at_start, shapes, seen.y_names)
-        data, last = _data_paths(interp, body, entry, start, steps.data)
+        data, last = _data_paths(interp, body, entry, start, steps.data, seen.held)
         terms, log_priors, ys = _vectorised(steps, steps.over_time(data), varying)
         single = steps(at_start)[0] if interp.invariant else {}
     finally:
@@ -303,10 +306,12 @@ def _refuse_mixing(jaxpr, at_start: tuple, shapes: Any, y_names: list) -> list:
     return [n or (unnamed if mark else None) for n, mark in zip(y_names, mixed[3])]
 
 
-def _data_paths(interp, body: Body, entry: Entry, start: int, data0: list) -> tuple[list, list]:
+def _data_paths(
+    interp, body: Body, entry: Entry, start: int, data0: list, held: list
+) -> tuple[list, list]:
     """Values of the data in the carry before each step from `start` on, and after the last."""
-    if not data0:
-        return [], []
+    if all(_is_held(held, i) for i in range(len(held))):
+        return _held_paths(interp, start, data0, held)
     plain = [None if n is None else interp.plain[n] for n in entry.names]
 
     def step(data: list, inputs: tuple) -> tuple[list, list]:
@@ -322,6 +327,32 @@ def _data_paths(interp, body: Body, entry: Entry, start: int, data0: list) -> tu
     xs = jax.tree.map(lambda x: x[start:], body.xs)
     last, paths = lax.scan(step, data0, (xs, timed), length=body.length - start)
     return paths, last
+
+
+def _is_held(held: list, leaf: int) -> bool:
+    """Whether a leaf is a continuous latent of some earlier step."""
+    for _ in held:
+        if not isinstance(held[leaf], int):
+            return held[leaf] is not None
+        leaf = held[leaf]
+    return False
+
+
+def _held_paths(interp, start: int, data0: list, held: list) -> tuple[list, list]:
+    """The same where every leaf is a continuous latent of some earlier step: no loop."""
+
+    def after(leaf: int) -> Array:
+        like = data0[leaf]
+        if isinstance(held[leaf], int):
+            return before(held[leaf])
+        value = jnp.asarray(interp.params[held[leaf]])[start:]
+        return value.reshape(value.shape[:1] + like.shape).astype(like.dtype)
+
+    def before(leaf: int) -> Array:
+        return jnp.concatenate([data0[leaf][None], after(leaf)[:-1]])
+
+    paths = [before(i) for i in range(len(data0))]
+    return paths, [after(i)[-1] for i in range(len(data0))]
 
 
 def _vectorised(step: Callable, inputs: tuple, varying: Any) -> tuple:

@@ -84,9 +84,9 @@ def _seeded(
     model: LatentModel, params: Params, seeding: "Seeding", rng: np.random.Generator
 ) -> Params:
     """One M-step in closed form from random weights that follow the data."""
-    if not model.latents:
-        return params
     static = model.notes.value.static
+    if not static.variables:
+        return params
     values = jax.tree.map(np.asarray, _observed(model, params))
     tilts = {}
     for name, variable in static.variables.items():

@@ -7,6 +7,7 @@ import numpy as np
 from jax import Array
 
 Params = dict[str, Array]
+Atoms = dict[str, Array]  # by continuous latent, (A, ...)
 
 
 class Posterior(NamedTuple):
@@ -14,11 +15,14 @@ class Posterior(NamedTuple):
 
     Attributes:
         log_partition: log Z = log p(data | params), scalar.
-        weights: by log-factor, d log Z / d natural: the expected statistics.
+        weights: by log-factor, d log Z / d natural: the expected statistics. Where a natural
+            depends on continuous latents, with a first axis of their atoms.
+        atoms: for each group of continuous latents, its atoms (A, ...) by site.
     """
 
     log_partition: Array
     weights: dict[str, Array]
+    atoms: tuple[Atoms, ...] = ()
 
 
 class State(NamedTuple):

@@ -3,17 +3,21 @@
 from dataclasses import dataclass
 
 from emprob.estep.enumerate import Enumerate
+from emprob.integral.expectation import expectation
 from emprob.model import LatentModel
-from emprob.plan import require_enumerable
 from emprob.types import Capabilities, EStep, Params, Posterior
 
 
 @dataclass(frozen=True)
 class Auto:
-    """Decide by the program.
+    """Decide by the program, for each group of latents that meet in a factor.
 
-    1. no latent, or all latents discrete: `Enumerate`, exact.
-    2. anything else is refused by name; later versions integrate it.
+    1. discrete: `Enumerate`, exact;
+    2. a log-density quadratic in the latents at any parameters: `Gaussian`, exact;
+    3. one whose posterior is a Gamma, inverse Gamma, Beta or Dirichlet: `Conjugate`, exact;
+    4. any other smooth one: `Laplace`.
+
+    Discrete latents of the same plate are summed over what the others integrate to.
     """
 
     @property
@@ -21,8 +25,9 @@ class Auto:
         return Enumerate().capabilities
 
     def choose(self, model: LatentModel) -> EStep:
-        require_enumerable(model)
-        return Enumerate()
+        return model.structure.integrals[0].rule if model.structure.integrals else Enumerate()
 
     def __call__(self, model: LatentModel, params: Params) -> Posterior:
-        return self.choose(model)(model, params)
+        if model.structure.integrals:
+            return expectation(model, params)
+        return Enumerate()(model, params)

@@ -6,7 +6,7 @@ the pseudo-counts of a conjugate prior. Locations go before scales, which makes 
 """
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -16,9 +16,10 @@ from jax import Array
 from numpyro.distributions import constraints
 
 from emprob.families import Argument, View
+from emprob.integral.expectation import evaluate_all
 from emprob.model import Assignment, LatentModel
 from emprob.probe import cell_key
-from emprob.program import Evaluation, distribution
+from emprob.program import Evaluation, Term, distribution
 from emprob.space import TINY
 from emprob.types import Params, Posterior
 
@@ -31,8 +32,8 @@ class ClosedForm:
 
     def __call__(self, model: LatentModel, params: Params, posterior: Posterior) -> Params:
         for stage in stages(model):
-            out = model.evaluate(params)
-            params = {**params, **{k: _update(model, out, params, posterior, k) for k in stage}}
+            seen = evaluate_all(model, params, posterior.atoms)
+            params = {**params, **{k: _update(model, seen, params, posterior, k) for k in stage}}
         return params
 
 
@@ -51,9 +52,10 @@ def stages(model: LatentModel) -> list[list[str]]:
 
 
 def _update(
-    model: LatentModel, out: Evaluation, params: Params, posterior: Posterior, name: str
+    model: LatentModel, seen: tuple, params: Params, posterior: Posterior, name: str
 ) -> Array:
     """The maximiser of Q in one parameter, constrained space."""
+    out, _ = seen
     places = [a for a in model.structure.assignments if a.param == name]
     argument, view = _argument(out, places[0])
     old = params[name]
@@ -61,7 +63,7 @@ def _update(
     event = canonical.shape[canonical.ndim - argument.event_dim :]
     units = canonical.size // _prod(event)
     pairs = [
-        _sums(model, out, posterior, a, argument, model.data.cells[cell_key(a)], units)
+        _all_sums(model, seen, posterior, a, argument, units)
         for a in places
     ]
     num, den = pairs[0]
@@ -106,10 +108,25 @@ def _informed(den: Array, ndim: int) -> Array:
     return weight > 0
 
 
-def _sums(model, out, posterior, a: Assignment, argument: Argument, index: Array, units: int):
+def _all_sums(model, seen: tuple, posterior, a: Assignment, argument: Argument, units: int):
+    """Numerator and denominator of one place, over all atoms of the latents it depends on."""
+    out, axes = seen
+    weight, axis = posterior.weights[a.term], axes.get(a.term)
+    if axis is None or axis.natural is None:
+        return _sums(model, out, weight, a, argument, units)
+
+    def one(term: Term, weight: Array):
+        at = replace(out, terms={**out.terms, a.term: term})
+        return _sums(model, at, weight, a, argument, units)
+
+    num, den = jax.vmap(one, in_axes=(axis, 0))(out.terms[a.term], weight)
+    return num.sum(0), den.sum(0)
+
+
+def _sums(model, out, weight: Array, a: Assignment, argument: Argument, units: int):
     """Numerator and denominator of one place, summed over the cells of each unit."""
-    origin = _origin(model, out, a.term)
-    S, n, d = expected_statistics(out, posterior.weights[a.term], a.term, origin)
+    origin, index = _origin(model, out, a.term), model.data.cells[cell_key(a)]
+    S, n, d = expected_statistics(out, weight, a.term, origin)
     ratio = argument.ratio
     if a.shared and argument.shared_ratio is not None:
         ratio = argument.shared_ratio

@@ -1,0 +1,78 @@
+"""E-steps around the mode: adaptive Gauss-Hermite quadrature, and Laplace's approximation."""
+
+from dataclasses import dataclass, replace
+
+from jax import Array
+
+from emprob.estep.conjugate import Conjugate
+from emprob.estep.gaussian import gaussian_solution
+from emprob.integral import quadrature
+from emprob.integral.expectation import Problem, Solution, expectation
+from emprob.integral.integral import Integral
+from emprob.integral.moments import atom_draw, gaussian_draw
+from emprob.model import LatentModel
+from emprob.types import Capabilities, Params, Posterior
+
+MAX_WIDTH = 3  # coordinates of a series for which a product rule is cheap
+
+
+@dataclass(frozen=True)
+class Laplace:
+    """Integrate smooth latents around their mode.
+
+    Up to three coordinates to a plate element: adaptive Gauss-Hermite quadrature with `order` nodes
+    a coordinate. Chains, and longer vectors: Laplace's approximation of the integral. The objective
+    is that approximation; its derivatives are exact.
+
+    Attributes:
+        order: nodes a coordinate. One node is Laplace's approximation.
+
+    Source: Pinheiro & Bates (1995), Journal of Computational and Graphical Statistics 4, eq. 2.6.
+    """
+
+    order: int = 7
+
+    def __post_init__(self):
+        if self.order < 1:
+            raise ValueError(f"Laplace(order={self.order}): expected an integer >= 1.")
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(exact=False, deterministic=True, memoryless=True)
+
+    def __call__(self, model: LatentModel, params: Params) -> Posterior:
+        return expectation(model, params)
+
+    def applied(self, integral: Integral) -> Integral:
+        """The group integrated by this rule; a conjugate one stays exact."""
+        if isinstance(integral.rule, Conjugate):
+            return integral
+        return replace(integral, rule=self)
+
+    def adaptive(self, integral: Integral) -> bool:
+        """Whether a group is integrated by quadrature rather than by Laplace's approximation."""
+        _, steps, width = integral.block.shape
+        return self.order > 1 and steps == 1 and width <= MAX_WIDTH
+
+    def around(self, p: Problem) -> quadrature.Around:
+        if p.integral.quadratic:
+            return quadrature.gaussian_around(p.f, p.fixed, p.centre, p.real)
+        return quadrature.laplace_around(p.f, p.fixed, p.centre, p.real)
+
+    def log_integral(self, p: Problem) -> Array:
+        around = self.around(p)
+        if self.adaptive(p.integral):
+            return quadrature.adaptive(p.f, around, self.order)[0]
+        return quadrature.evidence(around, p.real)
+
+    def solve(self, p: Problem) -> Solution:
+        around = self.around(p)
+        if self.adaptive(p.integral):
+            return Solution(*quadrature.adaptive(p.f, around, self.order))
+        return gaussian_solution(around, quadrature.evidence(around, p.real))
+
+    def draw(self, p: Problem, solution: Solution, key: Array) -> Array:
+        """Draws (B, S, T, D): of the nodes with quadrature, else of the Gaussian at the mode."""
+        if self.adaptive(p.integral):
+            return atom_draw(solution, key)
+        return gaussian_draw(self.around(p), key)

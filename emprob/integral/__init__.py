@@ -1,0 +1,1 @@
+"""Integrals over continuous latents: layout, detection, and rules of integration."""
