@@ -1,0 +1,90 @@
+"""Logarithms that stay finite, and what is read from a distribution's arguments."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.linalg import solve_triangular
+
+HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+
+
+def real(x):
+    """As floating point numbers."""
+    x = jnp.asarray(x)
+    return x.astype(jnp.result_type(x.dtype, float))
+
+
+def floor(log_value):
+    """`log 0` cut off."""
+    return jnp.maximum(log_value, jnp.finfo(log_value.dtype).min / 1e3)
+
+
+def log(x):
+    """The logarithm with `log 0` cut off; the inner `where` keeps gradients at 0 finite."""
+    x = real(x)
+    return jnp.where(x > 0, jnp.log(jnp.where(x > 0, x, 1.0)), jnp.finfo(x.dtype).min / 1e3)
+
+
+def stack(*columns):
+    """Columns side by side, broadcast, as floating point numbers."""
+    dtype = jnp.result_type(float, *columns)
+    return jnp.stack(jnp.broadcast_arrays(*(jnp.asarray(c, dtype) for c in columns)), -1)
+
+
+def zero_base(event_dim):
+    """A `log h(x)` of zero for events of so many dimensions."""
+
+    def log_base(d, x):
+        x = real(x)
+        return jnp.zeros(x.shape[: x.ndim - event_dim], x.dtype)
+
+    return log_base
+
+
+def uses_logits(d):
+    """Whether a distribution was given logits instead of probabilities."""
+    return "logits" in type(d).arg_constraints
+
+
+def log_odds_pair(d):
+    """(log p, log(1 - p)) from whichever of logits and probs was given."""
+    if uses_logits(d):
+        logits = real(d.logits)
+        return floor(jax.nn.log_sigmoid(logits)), floor(jax.nn.log_sigmoid(-logits))
+    probs = real(d.probs)
+    return log(probs), log1m(probs)
+
+
+def log1m(p):
+    """log(1 - p) with `log 0` cut off."""
+    p = real(p)
+    inside = jnp.where(p < 1, p, 0.0)
+    return jnp.where(p < 1, jnp.log1p(-inside), jnp.finfo(p.dtype).min / 1e3)
+
+
+def success_probs(d):
+    """Probabilities from whichever of logits and probs was given."""
+    return jax.nn.sigmoid(real(d.logits)) if uses_logits(d) else real(d.probs)
+
+
+def _symmetric(matrix):
+    return 0.5 * (matrix + jnp.swapaxes(matrix, -1, -2))
+
+
+def inverse_from_cholesky(tril):
+    """The inverse of L L' from its lower factor L."""
+    identity = jnp.broadcast_to(jnp.eye(tril.shape[-1], dtype=tril.dtype), tril.shape)
+    inverse = solve_triangular(tril, identity, lower=True)
+    return jnp.swapaxes(inverse, -1, -2) @ inverse
+
+
+def inverse_of(matrix):
+    """The inverse of a positive definite matrix."""
+    return inverse_from_cholesky(jnp.linalg.cholesky(matrix))
+
+
+def precision_of(d):
+    """The precision matrix of a multivariate normal, as given if it was given."""
+    given = vars(d).get("precision_matrix")
+    return inverse_from_cholesky(real(d.scale_tril)) if given is None else _symmetric(given)
