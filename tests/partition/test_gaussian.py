@@ -7,9 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emprob.partition import gaussian_chain as chain
-from emprob.partition.gaussian import dense
-from emprob.partition.gaussian_paths import paths
+from emprob.partition import gaussian, gaussian_chain, gaussian_paths
+from emprob.partition.gaussian_chain import Potentials
+
+log_integral, smooth, draw, filter_, dense, paths = (
+    jax.jit(function)
+    for function in (
+        gaussian_chain.log_integral,
+        gaussian_chain.smooth,
+        gaussian_chain.draw,
+        gaussian_chain.filter,
+        gaussian.dense,
+        gaussian_paths.paths,
+    )
+)
 
 STEPS = [1, 2, 7, 300]
 SIZES = [1, 2, 3, 5]
@@ -30,7 +41,7 @@ def potentials(seed, steps, size):
     noise = root @ root.transpose(0, 2, 1)
     back = np.einsum("tki,tkl->til", moves, noise[1:])
     shift = rng.normal(size=(steps, size))
-    prior = chain.Potentials(
+    prior = Potentials(
         own=noise,
         below=-back.transpose(0, 2, 1),
         carried=np.einsum("til,tlj->tij", back, moves),
@@ -49,9 +60,10 @@ def potentials(seed, steps, size):
 
 def system(seed, steps, size):
     """Random well-conditioned diag, below, h."""
-    full = potentials(seed, steps, size)[0]
-    diag = full.own.at[:-1].add(full.carried)
-    return diag, full.below, full.h_own.at[:-1].add(full.h_carried)
+    full = jax.tree.map(np.array, potentials(seed, steps, size)[0])
+    full.own[:-1] += full.carried
+    full.h_own[:-1] += full.h_carried
+    return jax.tree.map(jnp.asarray, (full.own, full.below, full.h_own))
 
 
 def scales(seed, shape, spread):
@@ -89,7 +101,7 @@ def dense_log_integral(diag, below, h):
 
 def dense_moments(diag, below, h):
     """Means (T, D) and the whole covariance (T, D, T, D), in numpy."""
-    covariance = np.linalg.inv(np.asarray(matrix(diag, below)))
+    covariance = np.linalg.inv(np.asarray(jax.jit(matrix)(diag, below)))
     means = covariance @ np.ravel(h)
     return means.reshape(h.shape), covariance.reshape(*h.shape, *h.shape)
 
@@ -106,7 +118,7 @@ def test_the_integral_and_the_moments_are_those_of_dense_algebra(steps, size, sp
     plain = system(1, steps, size)
     units = scales(2, (steps, size), spread)
     parts = rescaled(plain, units)
-    got = jax.jit(chain.smooth)(*parts)
+    got = smooth(*parts)
     means, covariance = dense_moments(*plain)
     covariances, cross = blocks(covariance)
     close = partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10)
@@ -114,14 +126,14 @@ def test_the_integral_and_the_moments_are_those_of_dense_algebra(steps, size, sp
     close(got.means * units, means)
     close(got.covariances * units[:, :, None] * units[:, None], covariances)
     close(got.cross * units[:-1, :, None] * units[1:, None], cross)
-    expected = dense_log_integral(*plain) - np.sum(np.log(units))
-    np.testing.assert_allclose(chain.log_integral(*parts), expected, rtol=1e-12, atol=1e-10)
+    expected = jax.jit(dense_log_integral)(*plain) - np.sum(np.log(units))
+    np.testing.assert_allclose(log_integral(*parts), expected, rtol=1e-12, atol=1e-10)
 
 
 @shapes
 def test_the_gradient_is_that_of_dense_algebra(steps, size):
     parts = system(3, steps, size)
-    got = jax.jit(jax.value_and_grad(chain.log_integral, (0, 1, 2)))(*parts)
+    got = jax.jit(jax.value_and_grad(log_integral, (0, 1, 2)))(*parts)
     expected = jax.jit(jax.value_and_grad(dense_log_integral, (0, 1, 2)))(*parts)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10), got, expected)
 
@@ -135,7 +147,7 @@ def test_the_hessian_is_that_of_dense_algebra_in_both_modes(steps, size):
         # the square makes the value itself enter the second derivative
         return function(*unravel(x)) ** 2 / 10.0
 
-    ours = partial(squared, chain.log_integral)
+    ours = partial(squared, log_integral)
     expected = jax.jit(jax.hessian(partial(squared, dense_log_integral)))(whole)
     tolerance = 1e-10 * np.abs(expected).max()
     for hessian in (jax.hessian(ours), jax.jacrev(jax.jacrev(ours))):
@@ -150,10 +162,10 @@ def differentiable():
         return diag, full.below, full.h_own.at[:-1].add(full.h_carried)
 
     return {
-        "smooth": lambda *x: chain.smooth(*parts_of(*x))[:3],
-        "draw": lambda *x: chain.draw(*parts_of(*x), jnp.cos(x[0].h_own)),
-        "filter": lambda *x: chain.filter(*x)[:4],
-        "paths": lambda *x: paths(*chain.smooth(*parts_of(*x))[:3]),
+        "smooth": lambda *x: smooth(*parts_of(*x))[:3],
+        "draw": lambda *x: draw(*parts_of(*x), jnp.cos(x[0].h_own)),
+        "filter": lambda *x: filter_(*x)[:4],
+        "paths": lambda *x: paths(*smooth(*parts_of(*x))[:3]),
         "dense": lambda *x: dense(x[0].own, x[0].h_own)[:4],
     }
 
@@ -172,11 +184,11 @@ def test_everything_is_differentiable_twice(name, size):
 
     function, slope = jax.jit(scalar), jax.jit(jax.grad(scalar))
     curvature = jax.jit(lambda x: jax.jvp(jax.grad(scalar), (x,), (way,))[1])
-    ahead, behind = point + 1e-5 * way, point - 1e-5 * way
-    change = (function(ahead) - function(behind)) / 2e-5
-    np.testing.assert_allclose(slope(point) @ way, change, rtol=1e-6, atol=1e-6)
-    change = (slope(ahead) - slope(behind)) / 2e-5
-    np.testing.assert_allclose(curvature(point), change, rtol=1e-5, atol=1e-5)
+    ahead, behind = point + 1e-6 * way, point - 1e-6 * way
+    change = (function(ahead) - function(behind)) / 2e-6
+    np.testing.assert_allclose(slope(point) @ way, change, rtol=1e-5, atol=1e-5)
+    change = (slope(ahead) - slope(behind)) / 2e-6
+    np.testing.assert_allclose(curvature(point), change, rtol=1e-4, atol=1e-4)
 
 
 @small_shapes
@@ -187,11 +199,11 @@ def test_a_draw_is_affine_in_the_noise_with_the_exact_covariance(steps, size, sp
     parts = rescaled(plain, units)
     means, covariance = dense_moments(*plain)
     noise = jnp.array(np.random.default_rng(9).normal(size=(steps, size)))
-    jacobian = jax.jacfwd(partial(chain.draw, *parts))(noise) * units[..., None, None]
+    jacobian = jax.jit(jax.jacfwd(draw, 3))(*parts, noise) * units[..., None, None]
     close = partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10)
-    close(chain.draw(*parts, jnp.zeros((steps, size))) * units, means)
+    close(draw(*parts, jnp.zeros((steps, size))) * units, means)
     close(
-        chain.draw(*parts, noise) * units,
+        draw(*parts, noise) * units,
         means + np.tensordot(jacobian, noise, 2),
     )
     close(np.tensordot(jacobian, jacobian, ((2, 3), (2, 3))), covariance)
@@ -199,19 +211,22 @@ def test_a_draw_is_affine_in_the_noise_with_the_exact_covariance(steps, size, sp
 
 def upto(full, last, t):
     """diag, below, h of the factors of the steps before t, and of ``last``'s factors of t."""
-    own = jnp.concatenate([full.own[:t], last.own[t : t + 1]])
-    h = jnp.concatenate([full.h_own[:t], last.h_own[t : t + 1]])
+    full, last = (jax.tree.map(np.asarray, x) for x in (full, last))
+    own = np.concatenate([full.own[:t], last.own[t : t + 1]])
+    h = np.concatenate([full.h_own[:t], last.h_own[t : t + 1]])
     below, carried, h_carried = (
-        jnp.concatenate([x[: max(t - 1, 0)], y[max(t - 1, 0) : t]])
+        np.concatenate([x[: max(t - 1, 0)], y[max(t - 1, 0) : t]])
         for x, y in zip(full[1:3] + full[4:], last[1:3] + last[4:])
     )
-    return own.at[:t].add(carried), below, h.at[:t].add(h_carried)
+    own[:t] += carried
+    h[:t] += h_carried
+    return own, below, h
 
 
 @small_shapes
 def test_the_filter_is_the_posterior_of_the_steps_so_far(steps, size):
     full, prior = potentials(10, steps, size)
-    got = jax.jit(chain.filter)(full, prior)
+    got = filter_(full, prior)
     assert got.positive_definite
     close = partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10)
     for t in range(steps):
@@ -247,7 +262,7 @@ def test_the_filter_is_the_kalman_filter(size):
     sharp = np.linalg.inv(noise)
     seen = loading.T @ np.linalg.inv(error)
     first = (np.arange(steps) == 0)[:, None, None]
-    prior = chain.Potentials(
+    prior = Potentials(
         own=jnp.where(first, jnp.eye(size), sharp),
         below=jnp.broadcast_to(-sharp @ move, (steps - 1, size, size)),
         carried=jnp.broadcast_to(move.T @ sharp @ move, (steps - 1, size, size)),
@@ -255,18 +270,18 @@ def test_the_filter_is_the_kalman_filter(size):
         h_carried=jnp.zeros((steps - 1, size)),
     )
     full = prior._replace(own=prior.own + seen @ loading, h_own=data @ seen.T)
-    got = chain.filter(full, prior)
+    got = filter_(full, prior)
     for ours, theirs in zip(got, kalman(data, move, noise, loading, error)):
         np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
 def test_the_filter_never_sees_the_future():
     full, prior = potentials(12, 7, 2)
-    early = chain.filter(
+    early = filter_(
         jax.tree.map(lambda x: x[: len(x) - 3], full),
         jax.tree.map(lambda x: x[: len(x) - 3], prior),
     )
-    late = chain.filter(full, prior)
+    late = filter_(full, prior)
     for ours, longer in zip(early[:4], late[:4]):
         np.testing.assert_allclose(ours, longer[:4], rtol=1e-13)
 
@@ -283,14 +298,14 @@ def moments_of(atoms):
 @pytest.mark.parametrize(("steps", "size"), [(t, d) for t in (1, 2, 7, 2000) for d in SIZES])
 @scaled
 def test_averages_over_the_paths_are_the_moments(steps, size, spread):
-    moments = chain.smooth(*system(13, steps, size))
+    moments = smooth(*system(13, steps, size))
     units = scales(14, (steps, size), spread)
     inputs = (
         moments.means * units,
         moments.covariances * units[:, :, None] * units[:, None],
         moments.cross * units[:-1, :, None] * units[1:, None],
     )
-    atoms = np.asarray(jax.jit(paths)(*inputs)) / units
+    atoms = np.asarray(paths(*inputs)) / units
     assert atoms.shape == (2 * size + 1, steps, size)
     for ours, exact in zip(moments_of(atoms), moments[:3]):
         np.testing.assert_allclose(ours, exact, rtol=1e-10, atol=1e-10)
@@ -322,7 +337,7 @@ def test_paths_through_steps_that_are_almost_deterministic(size, innovation):
         np.testing.assert_allclose(ours, exact, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("size", [2, 3, 5])
+@pytest.mark.parametrize("size", [2, 3, 4])
 def test_paths_with_a_singular_innovation(size):
     rng = np.random.default_rng(17)
     moves = np.stack([0.95 * orthogonal(rng, size) for _ in range(200)])
@@ -333,7 +348,7 @@ def test_paths_with_a_singular_innovation(size):
     inputs = simulated(18, moves, roots)
     for ours, exact in zip(moments_of(np.asarray(paths(*inputs))), inputs):
         np.testing.assert_allclose(ours, exact, rtol=1e-10, atol=1e-10)
-    slopes = jax.grad(lambda *x: jnp.sum(paths(*x) ** 2), (0, 1, 2))(*inputs)
+    slopes = jax.jit(jax.grad(lambda *x: jnp.sum(paths(*x) ** 2), (0, 1, 2)))(*inputs)
     assert all(np.isfinite(slope).all() for slope in slopes)
 
 
@@ -347,7 +362,7 @@ def test_one_dimension_that_only_turns_its_sign(sign):
 def test_paths_are_exact_for_a_quadratic_of_neighbours():
     parts = system(20, 7, 3)
     means, covariance = dense_moments(*parts)
-    moments = chain.smooth(*parts)
+    moments = smooth(*parts)
     rng = np.random.default_rng(21)
     weight, slope = rng.normal(size=(6, 6)), rng.normal(size=6)
     atoms = np.asarray(paths(*moments[:3]))
@@ -386,7 +401,7 @@ def test_dense_blocks_are_those_of_numpy(size, spread):
 def test_derivatives_of_dense_blocks_are_the_moments(size):
     parts = system(24, 4, size)
     precision, linear = parts[0], parts[2]
-    value = jax.grad(lambda a, h: dense(a, h).log_integral.sum(), (0, 1))
+    value = jax.jit(jax.grad(lambda a, h: dense(a, h).log_integral.sum(), (0, 1)))
     blocks = dense(precision, linear)
     second = blocks.covariance + blocks.mean[:, :, None] * blocks.mean[:, None]
     slopes = value(precision, linear)
@@ -400,8 +415,8 @@ def test_derivatives_of_dense_blocks_are_the_moments(size):
         return dense_log_integral(a[None], jnp.zeros((0, size, size)), h[None])
 
     for ours, exact in zip(
-        jax.tree.leaves(jax.hessian(one, (0, 1))(precision[0], linear[0])),
-        jax.tree.leaves(jax.hessian(reference, (0, 1))(precision[0], linear[0])),
+        jax.tree.leaves(jax.jit(jax.hessian(one, (0, 1)))(precision[0], linear[0])),
+        jax.tree.leaves(jax.jit(jax.hessian(reference, (0, 1)))(precision[0], linear[0])),
     ):
         np.testing.assert_allclose(ours, exact, atol=1e-10)
 
@@ -422,32 +437,33 @@ def test_blocks_that_are_not_positive_definite_are_named(size):
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("where", [0, 3, 6])
+@pytest.mark.parametrize("where", [0, 6])
 def test_a_chain_that_is_not_positive_definite_is_never_silent(size, where):
     diag, below, h = system(26, 7, size)
     bad = diag.at[where].add(-50.0 * jnp.eye(size))
-    got = chain.smooth(bad, below, h)
-    assert not got.positive_definite and chain.smooth(diag, below, h).positive_definite
+    got = smooth(bad, below, h)
+    assert not got.positive_definite and smooth(diag, below, h).positive_definite
     for leaf in got[:3]:
         assert np.isnan(leaf).all()
-    assert np.isnan(chain.log_integral(bad, below, h))
-    assert np.isnan(chain.draw(bad, below, h, h)).all()
+    assert np.isnan(log_integral(bad, below, h))
+    assert np.isnan(draw(bad, below, h, h)).all()
     full, prior = potentials(26, 7, size)
-    assert chain.filter(full, prior).positive_definite
+    assert filter_(full, prior).positive_definite
     bad_prior = prior._replace(own=prior.own.at[where].add(-50.0 * jnp.eye(size)))
-    assert not chain.filter(full, bad_prior).positive_definite
+    assert not filter_(full, bad_prior).positive_definite
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", [1, 2, 4])
 def test_a_plate_of_series_equals_one_by_one(size):
     series = [system(seed, 7, size) for seed in (27, 28, 29)]
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *series)
 
     def everything(diag, below, h):
-        moments = chain.smooth(diag, below, h)
-        slopes = jax.value_and_grad(chain.log_integral, (0, 1, 2))(diag, below, h)
-        return moments, slopes, chain.draw(diag, below, h, h), paths(*moments[:3])
+        moments = smooth(diag, below, h)
+        slopes = jax.value_and_grad(log_integral, (0, 1, 2))(diag, below, h)
+        return moments, slopes, draw(diag, below, h, h), paths(*moments[:3])
 
+    everything = jax.jit(everything)
     together = jax.jit(jax.vmap(everything))(*stacked)
     for i, parts in enumerate(series):
         jax.tree.map(
@@ -457,34 +473,34 @@ def test_a_plate_of_series_equals_one_by_one(size):
         )
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", [1, 2, 4])
 def test_single_precision_stays_single_and_close(size):
     parts = system(30, 300, size)
     single = jax.tree.map(lambda x: x.astype(jnp.float32), parts)
-    got, exact = chain.smooth(*single), chain.smooth(*parts)
+    got, exact = smooth(*single), smooth(*parts)
     for ours, theirs in zip(got[:3], exact[:3]):
         assert ours.dtype == jnp.float32
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
-    value = chain.log_integral(*single)
+    value = log_integral(*single)
     assert value.dtype == jnp.float32
-    np.testing.assert_allclose(value, chain.log_integral(*parts), rtol=1e-5)
+    np.testing.assert_allclose(value, log_integral(*parts), rtol=1e-5)
     atoms = paths(*got[:3])
     assert atoms.dtype == jnp.float32
     for ours, theirs in zip(moments_of(np.asarray(atoms, np.float64)), exact[:3]):
         np.testing.assert_allclose(ours, theirs, atol=2e-4)
-    assert chain.draw(*single, single[2]).dtype == jnp.float32
+    assert draw(*single, single[2]).dtype == jnp.float32
     assert dense(single[0], single[2]).log_integral.dtype == jnp.float32
 
 
 def test_shapes_that_do_not_fit_are_refused():
     diag, below, h = system(31, 4, 2)
     full, prior = potentials(31, 4, 2)
-    moments = chain.smooth(diag, below, h)
+    moments = smooth(diag, below, h)
     calls = [
-        partial(chain.smooth, diag, below[:2], h),
-        partial(chain.log_integral, diag[:, :1], below, h),
-        partial(chain.draw, diag, below, h, h[:3]),
-        partial(chain.filter, full._replace(below=below[:1]), prior),
+        partial(smooth, diag, below[:2], h),
+        partial(log_integral, diag[:, :1], below, h),
+        partial(draw, diag, below, h, h[:3]),
+        partial(filter_, full._replace(below=below[:1]), prior),
         partial(paths, moments.means, moments.covariances, moments.cross[:2]),
         partial(dense, diag, h[:, :1]),
     ]
