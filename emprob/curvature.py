@@ -249,12 +249,15 @@ def _cells(treedef: Any, shapes: tuple) -> int:
 # -- the report ---------------------------------------------------------------------------------
 
 
-def information(model: Any, params: Mapping[str, Any]) -> UncertaintyReport:
+def information(
+    model: Any, params: Mapping[str, Any], edge: Collection[str] = ()
+) -> UncertaintyReport:
     """Observed information at an optimum, in float64.
 
     Args:
         model: a bound model.
         params: by site, constrained: a stationary point of the objective.
+        edge: labels of entries that are known to be at the end of their half-line.
 
     Raises:
         TooManyParameters: more than 2000 coordinates.
@@ -265,6 +268,7 @@ def information(model: Any, params: Mapping[str, Any]) -> UncertaintyReport:
         size = sum(x.size for x in w.values())
         _check_size(size)
         layout = _layout(model, values, w)
+        layout = layout._replace(hard=layout.hard | np.isin(layout.labels, list(edge)))
         found = _curvature(model, w, _batch(model, values, size))
         at = _Curvature(*map(np.asarray, found))
         return _report(layout, at, _diverging(model, w, layout, at))

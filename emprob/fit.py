@@ -14,6 +14,7 @@ from jax import Array
 
 from emprob import checkpoint as checkpoints
 from emprob.accelerate import Squarem
+from emprob.edge import Snapped, snapped
 from emprob.em import EM
 from emprob.errors import ConvergenceWarning, FitError, PrecisionWarning
 from emprob.estep.conjugate import Conjugate
@@ -28,7 +29,7 @@ from emprob.result import Fit
 from emprob.starts import make_starts
 from emprob.types import Algorithm, Info, Params, State, Status
 from emprob.validate import check_init, check_steps
-from emprob.verdict import MAX_INFORMATION, blame, collapse, judge, stopped_early
+from emprob.verdict import MAX_INFORMATION, blame, collapse, curvature_of, judge, stopped_early
 
 CAPACITY = 256  # steps of one compiled call
 SHORT = 40  # steps of every start before the best go on
@@ -104,6 +105,13 @@ def fit(
             arrays = {k: jnp.asarray(v) for k, v in best.params.items()}
             again = Start(best.start, arrays, best.num_steps, Info(**best.trace))
             best = _run(model, MAP(), again, max_steps, tol, progress, callback, None, rows, clock)
+        edge = _edge(model, best)
+        if edge is not None:
+            arrays = {k: jnp.asarray(v) for k, v in edge.params.items()}
+            again = Start(best.start, arrays, best.num_steps, Info(**best.trace))
+            steps = best.num_steps + SHORT
+            best = _run(model, method, again, steps, tol, progress, callback, None, rows, clock)
+            best = best._replace(edge=edge.labels)
         return _result(model, method, best, rows, clock)
 
 
@@ -170,6 +178,16 @@ def _wants_polish(model: LatentModel, method: Algorithm, run: "Run") -> bool:
     size = sum(np.size(v) for v in run.params.values())
     good = run.status in (Status.CONVERGED, Status.OBJECTIVE_DECREASED)
     return not exact and good and not isinstance(method, MAP) and size <= MAX_INFORMATION
+
+
+def _edge(model: LatentModel, run: "Run") -> Snapped | None:
+    """Where a run goes on that crept towards the end of a half-line."""
+    if run.status not in (Status.CONVERGED, Status.OBJECTIVE_DECREASED, Status.MAX_STEPS):
+        return None
+    report = curvature_of(model, run)
+    if report is None or not report.null_vectors or collapse(model, run.params):
+        return None
+    return snapped(model, run.params, run.objective, report)
 
 
 def with_dtype(model: LatentModel, dtype: Any) -> LatentModel:
@@ -392,6 +410,7 @@ class Run(NamedTuple):
     trace: dict[str, np.ndarray]
     start: int
     failed: dict[str, np.ndarray] | None = None  # where a value was not finite
+    edge: tuple[str, ...] = ()  # labels of entries that are at the end of a half-line
 
 
 def _run(model, method, start: Start, max_steps, tol, progress, callback, path, rows, clock):

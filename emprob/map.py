@@ -1,5 +1,6 @@
 """Direct ascent on log Z + log prior, without an E-step."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from emprob.model import LatentModel
-from emprob.objective import dot, newton_step, subtract
+from emprob.objective import Ascent, dot, newton_step, subtract
 from emprob.types import Info, Params, State
 
 
@@ -45,22 +46,20 @@ class MAP:
         def objective(v: Params):
             return model.objective(model.constrain(v))
 
-        value, gradient = jax.value_and_grad(objective)(u)
-        new, memory = self._move(objective, u, value, gradient, state.memory)
+        (new, value, gradient), memory = self._move(objective, u, state.memory)
         log_prior = model.log_prior(model.constrain(u))
         info = _info(value, value - log_prior, gradient, subtract(new, u), self.optimizer is None)
         return State(model.constrain(new), memory), info
 
-    def _move(
-        self, objective, u: Params, value, gradient: Params, memory: Any
-    ) -> tuple[Params, Any]:
+    def _move(self, objective: Callable, u: Params, memory: Any) -> tuple[Ascent, Any]:
         if self.optimizer is None:
             return newton_step(objective, u), memory
+        value, gradient = jax.value_and_grad(objective)(u)
         loss = lambda v: -objective(v)  # noqa: E731
         down = {k: -g for k, g in gradient.items()}
         transform = optax.with_extra_args_support(self.optimizer)
         updates, memory = transform.update(down, memory, u, value=-value, grad=down, value_fn=loss)
-        return cast(Params, optax.apply_updates(u, updates)), memory
+        return Ascent(cast(Params, optax.apply_updates(u, updates)), value, gradient), memory
 
 
 def _info(value, log_likelihood, gradient: Params, move: Params, is_newton: bool) -> Info:

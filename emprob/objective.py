@@ -1,6 +1,7 @@
 """Q, its score, and ascent steps on a function of unconstrained parameters."""
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +43,15 @@ SHRINK = 0.3
 NUM_SHRINKS = 12
 
 
-def newton_step(f: Callable[[Params], Array], u: Params) -> Params:
+class Ascent(NamedTuple):
+    """A step: where it leads, and value and gradient where it began."""
+
+    u: Params
+    value: Array
+    gradient: Params
+
+
+def newton_step(f: Callable[[Params], Array], u: Params) -> Ascent:
     """One damped Newton step uphill; `f` does not decrease.
 
     Directions in which f curves upwards are followed by the absolute value of the curvature (so
@@ -51,7 +60,7 @@ def newton_step(f: Callable[[Params], Array], u: Params) -> Params:
     """
     flat, unravel = ravel_pytree(u)
     if flat.size == 0:  # a simplex of one share
-        return u
+        return Ascent(u, f(u), u)
 
     def g(x: Array) -> Array:
         return f(unravel(x))
@@ -67,7 +76,8 @@ def newton_step(f: Callable[[Params], Array], u: Params) -> Params:
     step = (axes @ ((axes.T @ (gradient / scale)) / size)) / scale
     longest = 5.0 / jnp.maximum(jnp.max(jnp.abs(step) / (1.0 + jnp.abs(flat))), 5.0)
     step = jnp.where(jnp.isfinite(step).all(), step * longest, 0.0)
-    return unravel(flat + _backtrack(g, flat, step, value, gradient) * step)
+    new = flat + _backtrack(g, flat, step, value, gradient) * step
+    return Ascent(unravel(new), value, unravel(gradient))
 
 
 def _backtrack(g: Callable, x: Array, step: Array, value: Array, gradient: Array) -> Array:

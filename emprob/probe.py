@@ -61,7 +61,12 @@ def probe(
     probes = [_evaluate(model, p)._replace(priors=priors) for p in points]
     reach = _sharpened(model, points, reach, invariant)
     probes = [_first_step(p, invariant) for p in probes]
-    families = frozenset(n for n in probes[0].terms if _in_family_form(n, probes[0], reach))
+    held = model.structure.continuous  # a table: their spread may be tiny beside their distance
+    families = frozenset(
+        n
+        for n in probes[0].terms
+        if probes[0].static.specs[n].site not in held and _in_family_form(n, probes[0], reach)
+    )
     assignments, cells = _assign(model, probes, reach)
     return Found(families, invariant, assignments, cells, _origins(probes[0]))
 

@@ -45,7 +45,7 @@ def judge(model: LatentModel, method: Any, run: Any) -> tuple[Status, str, Any, 
             f"{message} (by {objective[-2] - objective[-1]:.3g} at step {len(objective) - 1}, from "
             f"{objective[-2]:.8g}; the parameters before it are kept)"
         )
-    report = None if collapsed else _report(model, run)
+    report = None if collapsed else curvature_of(model, run)
     if report is not None and status in (Status.CONVERGED, Status.MAX_STEPS):
         status, message = _by_curvature(status, message, report, warned)
     constant = "" if collapsed else constant_data(model)
@@ -82,7 +82,7 @@ def stopped_early(model: LatentModel, run: Any, tol: float) -> bool:
     """
     if run.status is not Status.CONVERGED:
         return False
-    report = _report(model, run)
+    report = curvature_of(model, run)
     return report is not None and report.score_norm > max(100 * tol, 1e-5)
 
 
@@ -90,12 +90,13 @@ def _has_prior(model: LatentModel) -> bool:
     return model.structure.with_prior
 
 
-def _report(model: LatentModel, run: Any) -> Any:
+def curvature_of(model: LatentModel, run: Any) -> Any:
+    """The uncertainty report at the end of a run, or None where there is none."""
     size = sum(np.size(v) for v in run.params.values())
     if size > MAX_INFORMATION or not np.isfinite(run.objective):
         return None
     try:
-        return information(model, run.params)
+        return information(model, run.params, run.edge)
     except (ValueError, np.linalg.LinAlgError):  # the curvature is not finite
         return None
 
@@ -161,6 +162,8 @@ def collapse(model: LatentModel, params: Mapping[str, Any]) -> str:
     found = []
     for a in model.structure.assignments:
         value = np.asarray(params[a.param], float)
+        if a.term.split("@")[0] in model.structure.continuous:
+            continue  # integrated out: a variance of zero is a value like others
         if a.view not in ("scale", "variance", "scale_tril", "covariance_matrix"):
             continue
         spread = _spread(model, a.term)

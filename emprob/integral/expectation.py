@@ -6,6 +6,7 @@ the integral's atoms are, once more, the gradient of log Z.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -125,14 +126,14 @@ def expectation(model: LatentModel, params: Params) -> Posterior:
 
     def total(rest: dict[str, Array], tables: list[Array]) -> Array:
         terms = {k: t._replace(natural=rest.get(k, t.natural)) for k, t in out.terms.items()}
-        changed = Evaluation(**{**vars(out), "terms": terms})
+        changed = replace(out, terms=terms)
         return log_partition(rest_factors(model, changed, tables), layout(out))
 
     tables = [s.value for s in solutions]
     value, (weights, branches) = jax.value_and_grad(total, (0, 1))(rest, tables)
     atoms = []
     for i, (solution, branch) in enumerate(zip(solutions, branches, strict=True)):
-        points, at = atom_weights(model, params, i, solution, branch)
+        points, at = atom_weights(model, params, i, solution, branch, out)
         atoms.append(points)
         weights = {**weights, **at}
     return Posterior(value, weights, tuple(atoms))
@@ -143,13 +144,15 @@ def _entered(model: LatentModel) -> set[str]:
 
 
 def atom_weights(
-    model: LatentModel, params: Params, index: int, solution: Solution, branch: Array
+    model: LatentModel, params: Params, index: int, solution: Solution, branch: Array,
+    out: Evaluation,
 ) -> tuple[Atoms, dict[str, Array]]:
     """The atoms by site (A * B, ...), and the weight of every entered log-factor at them.
 
     Args:
         solution: of the integral.
         branch: (B, S), posterior probability of each branch.
+        out: the program anywhere.
     """
     integral, data = model.structure.integrals[index], model.data.integrals[index]
     a, b, *shape = solution.atoms.shape
@@ -157,14 +160,14 @@ def atom_weights(
     share = solution.weights * branch  # (A, B, S)
     own = jnp.eye(b)[None, :, :, None] * share[:, :, None, :]  # of branch b', at an atom of b
     own = own.reshape(a * b, b, -1)
-    out, axes = evaluate_at(model, params, index, points)
+    out, axes = evaluate_at(model, params, index, points, out)
     naturals = {k: out.terms[k].natural for k in integral.terms}
     moving = {k: axes[k].natural for k in integral.terms}
 
     def expected(naturals: dict[str, Array]) -> Array:
         def one(terms: dict[str, Term], naturals: dict[str, Array], share: Array) -> Array:
             kept = {k: t._replace(natural=naturals[k]) for k, t in terms.items()}
-            at = Evaluation(**{**vars(out), "terms": {**out.terms, **kept}})
+            at = replace(out, terms={**out.terms, **kept})
             sums = series_sums(integral, data.cells, at)
             return jnp.sum(share * sums.reshape(b, -1))
 
@@ -175,31 +178,29 @@ def atom_weights(
 
 
 def evaluate_at(
-    model: LatentModel, params: Mapping[str, Array], index: int, atoms: Atoms
+    model: LatentModel, params: Mapping[str, Array], index: int, atoms: Atoms, out: Evaluation
 ) -> tuple[Evaluation, dict[str, Any]]:
     """The program at every atom of one integral.
+
+    Args:
+        out: the program anywhere.
 
     Returns:
         The evaluation; of the terms that the integral enters, arrays that depend on its values
         have a first axis of atoms. And those axes: a `Term` of 0 or None for each such term.
     """
     integral = model.structure.integrals[index]
-    static: list[Evaluation] = []
-
-    def run(values: Atoms) -> list[Array]:
-        out = model.evaluate(params, values)
-        static[:] = [out]
-        return jax.tree.leaves({k: out.terms[k] for k in integral.terms})
-
-    first = {k: v[0] for k, v in atoms.items()}
-    jax.eval_shape(run, first)
-    terms = {k: static[0].terms[k] for k in integral.terms}
+    terms = {k: out.terms[k] for k in integral.terms}
     axes = {k: _axes(k, t, integral) for k, t in terms.items()}
     marks = jax.tree.leaves(axes, is_leaf=lambda x: x is None)
+
+    def run(values: Atoms) -> list[Array]:
+        found = model.evaluate(params, values)
+        return jax.tree.leaves({k: found.terms[k] for k in integral.terms})
+
     leaves = jax.vmap(run, in_axes=(0,), out_axes=marks)(atoms)
-    out = model.evaluate(params)
     stacked = jax.tree.unflatten(jax.tree.structure(terms), leaves)
-    return Evaluation(**{**vars(out), "terms": {**out.terms, **stacked}}), axes
+    return replace(out, terms={**out.terms, **stacked}), axes
 
 
 def evaluate_all(
@@ -208,8 +209,7 @@ def evaluate_all(
     """As `evaluate_at`, with every integral at its own atoms."""
     out, axes = model.evaluate(params), {}
     for i, points in enumerate(atoms):
-        at, found = evaluate_at(model, params, i, points)
-        out.terms |= {k: at.terms[k] for k in found}
+        out, found = evaluate_at(model, params, i, points, out)
         axes |= found
     return out, axes
 

@@ -24,20 +24,6 @@ MAX_ITERATIONS = 100
 TOLERANCE = 1e-18  # of the squared Newton decrement: quadratic convergence has passed 1e-9
 
 
-class Mode(NamedTuple):
-    """Where a log-density has its maximum.
-
-    Attributes:
-        z: (B, S, T, D).
-        decrement: (B, S), squared distance to the maximum in posterior standard deviations.
-        iterations: Newton steps taken.
-    """
-
-    z: Array
-    decrement: Array
-    iterations: Array
-
-
 class Precision(NamedTuple):
     """Minus the Hessian: diagonal blocks (B, S, T, D, D) and those below, (B, S, T - 1, D, D)."""
 
@@ -45,9 +31,31 @@ class Precision(NamedTuple):
     below: Array
 
 
+class Mode(NamedTuple):
+    """Where a log-density has its maximum.
+
+    Attributes:
+        z: (B, S, T, D).
+        decrement: (B, S), squared distance to the maximum in posterior standard deviations.
+        iterations: Newton steps taken.
+        precision: of the last step.
+    """
+
+    z: Array
+    decrement: Array
+    iterations: Array
+    precision: Precision
+
+
 def gradient(f: Field, z: Array) -> Array:
     """(B, S, T, D)."""
     return jax.grad(lambda x: f(x).sum())(z)
+
+
+def value_and_gradient(f: Field, z: Array) -> tuple[Array, Array]:
+    """(B, S) and (B, S, T, D)."""
+    value, pull = jax.vjp(f, z)
+    return value, pull(jnp.ones_like(value))[0]
 
 
 def precision(f: Field, z: Array, real: Array) -> Precision:
@@ -108,11 +116,11 @@ def find_mode(f: Field, z: Array, real: Array) -> Mode:
     """Damped Newton ascent of every branch and series by itself."""
 
     def going(carry):
-        i, _, _, _, decrement, stuck = carry
+        i, _, _, _, decrement, stuck, _ = carry
         return (i < MAX_ITERATIONS) & jnp.any((decrement > TOLERANCE) & ~stuck)
 
     def step(carry):
-        i, z, value, damping, _, _ = carry
+        i, z, value, damping, _, _, _ = carry
         g = gradient(f, z) * real
         p = precision(f, z, real)
         size = jnp.abs(jnp.diagonal(p.diag, axis1=-2, axis2=-1)) + 1e-8
@@ -130,13 +138,15 @@ def find_mode(f: Field, z: Array, real: Array) -> Mode:
         less = jnp.where(damping > 1e-6, 0.1 * damping, 0.0)
         damping = jnp.where(accepted, less, jnp.maximum(10 * damping, 1e-3))
         stuck = damping > 1e12
-        return i + 1, z, jnp.where(accepted, after, value), damping, decrement, stuck
+        return i + 1, z, jnp.where(accepted, after, value), damping, decrement, stuck, p
 
     b, s = z.shape[:2]
     zero = jnp.zeros((b, s), z.dtype)
-    carry = (jnp.zeros((), int), z, f(z), zero, zero + jnp.inf, zero > 1.0)
-    i, z, _, _, decrement, _ = lax.while_loop(going, step, carry)
-    return Mode(z, decrement, i)
+    width, steps = z.shape[-1], z.shape[2]
+    blank = Precision(*(jnp.zeros((b, s, t, width, width), z.dtype) for t in (steps, steps - 1)))
+    carry = (jnp.zeros((), int), z, f(z), zero, zero + jnp.inf, zero > 1.0, blank)
+    i, z, _, _, decrement, _, p = lax.while_loop(going, step, carry)
+    return Mode(z, decrement, i, p)
 
 
 class Around(NamedTuple):
@@ -159,16 +169,18 @@ def gaussian_around(f: Field, fixed: Field, centre: Array, real: Array) -> Aroun
     p = precision(f, centre, real)
     move, _ = solve(lax.stop_gradient(p), gradient(fixed, centre) * real)
     z = lax.stop_gradient(centre + move)
-    return Around(f(z), z, gradient(f, z) * real, p)
+    value, slope = value_and_gradient(f, z)
+    return Around(value, z, slope * real, p)
 
 
 def laplace_around(f: Field, fixed: Field, centre: Array, real: Array) -> Around:
     """At the mode, with its derivatives up to the second order in the parameters."""
-    z = lax.stop_gradient(find_mode(fixed, centre, real).z)
-    held = lax.stop_gradient(precision(fixed, z, real))
-    for _ in range(2):
-        move, _ = solve(held, gradient(f, z) * real)
-        z = z + move
+    mode = lax.stop_gradient(find_mode(fixed, centre, real))
+
+    def chord(_, z: Array) -> Array:
+        return z + solve(mode.precision, gradient(f, z) * real)[0]
+
+    z = lax.fori_loop(0, 2, chord, mode.z)
     return Around(f(z), z, jnp.zeros_like(z), precision(f, z, real))
 
 

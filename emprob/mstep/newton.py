@@ -39,5 +39,5 @@ class Newton:
             return expected_log_joint(model, {**rest, **model.constrain(moving)}, posterior)
 
         start = {k: u[k] for k in names}
-        moving = jax.lax.fori_loop(0, self.steps, lambda _, x: newton_step(q, x), start)
+        moving = jax.lax.fori_loop(0, self.steps, lambda _, x: newton_step(q, x).u, start)
         return {**rest, **model.constrain(moving)}
