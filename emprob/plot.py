@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 GREY = "#555555"
 LEVEL = 0.9
+LEAST_SPAN = 1.0  # of an axis of objectives: less than one unit of log-density matters little
 
 
 def _axes(ax: Any, width: float = 7.0, height: float = 4.0) -> Any:
@@ -93,7 +94,10 @@ def plot_starts(fit: Any, ax: Any = None) -> "Axes":
     ax.set_ylabel("objective")
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.ticklabel_format(axis="y", useOffset=False)
-    ax.legend(frameon=False)
+    if finite.size and finite.max() - finite.min() < LEAST_SPAN:
+        middle = (finite.max() + finite.min()) / 2
+        ax.set_ylim(middle - LEAST_SPAN / 2, middle + LEAST_SPAN / 2)
+    _legend_above(ax, 2)
     return _plain(ax)
 
 

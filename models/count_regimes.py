@@ -167,7 +167,7 @@ def draw(found: ep.Fit, counts: pd.Series, comparison: Any) -> Any:
     figure, axes = plt.subplots(tall, 1, figsize=(8, 4 * tall), layout="constrained", squeeze=False)
     names = [f"{r:.1f} a year" for r in found.params["rate"]]
     plot.plot_marginals(found, x=counts.index.to_numpy(), ax=axes[0, 0], site="z", labels=names)
-    axes[0, 0].set_ylabel("earthquakes")
+    axes[0, 0].set(xlabel="year", ylabel="earthquakes")
     if comparison is not None:
         plot.plot_forest(comparison, ax=axes[1, 0])
     return figure

@@ -235,12 +235,13 @@ def draw(found: ep.Fit, growth: pd.Series) -> Any:
     dates = growth.index[ORDER:].to_timestamp().to_numpy()
     names = [f"mean {m:.2f} % a quarter" for m in found.params["mu"]]
     plot.plot_marginals(found, x=dates, ax=axes[0], site="z", labels=names)
-    axes[0].set_ylabel("GNP growth, %")
+    axes[0].set(xlabel="", ylabel="GNP growth, %")
     low = int(np.argmin(found.params["mu"]))
     marginal = found.posterior["z"]
     axes[1].plot(dates, marginal.probs[:, low], label="smoothed", color=plot.COLORS[low])
     axes[1].plot(dates, marginal.filtered[:, low], label="filtered", color=plot.GREY, linewidth=0.9)
     axes[1].set_ylabel("probability of recession")
+    axes[1].margins(x=0)  # as above: the axis is shared
     axes[1].legend(frameon=False, loc="upper left", bbox_to_anchor=(0, 1.15), ncols=2)
     axes[1].spines[["top", "right"]].set_visible(False)
     return figure

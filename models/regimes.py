@@ -203,10 +203,11 @@ def draw(found: ep.Fit, returns: pd.Series, comparison: Any) -> Any:
 def _probability(found: ep.Fit, dates: np.ndarray, state: int, ax: Any) -> None:
     from emprob.plot import COLORS
 
+    sigma = np.sqrt(found.params["variance"][state])
     ax.fill_between(
         dates, found.posterior["z"].probs[:, state], color=COLORS[state], linewidth=0, alpha=0.8
     )
-    ax.set(ylim=(0, 1), yticks=(0, 1), xlim=(dates[0], dates[-1]), ylabel=f"P(z = {state})")
+    ax.set(ylim=(0, 1), yticks=(0, 1), xlim=(dates[0], dates[-1]), ylabel=f"P({sigma:.2g} %)")
     ax.tick_params(labelbottom=False)
     ax.spines[["top", "right"]].set_visible(False)
 

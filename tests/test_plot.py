@@ -57,6 +57,15 @@ def test_starts_count_the_best_optimum():
     assert texts(ax)[0] == "at the best optimum (2 of 5)"
 
 
+def test_starts_that_agree_show_no_rounding_errors():
+    rows = pd.DataFrame({"objective": -220.058 + 1e-9 * np.arange(10)})
+    ax = plot_starts(SimpleNamespace(starts=rows))
+    low, high = ax.get_ylim()
+    assert high - low == pytest.approx(1) and (low + high) / 2 == pytest.approx(-220.058)
+    ax.figure.draw_without_rendering()
+    assert all(len(t.get_text()) <= 7 for t in ax.get_yticklabels())
+
+
 @pytest.mark.parametrize("draw", [plot_trace, plot_starts])
 def test_the_axes_given_are_used(draw):
     ax = plt.figure().subplots()
