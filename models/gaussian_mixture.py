@@ -9,7 +9,7 @@ variances, which keeps the likelihood's spikes away. With `ep.bind(..., prior=Fa
 maxima of the likelihood come out: -203.18 for three components, which needs several starts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -47,9 +47,7 @@ def gaussian_mixture(y: Any, num_components: int = 3) -> None:
         mu = numpyro.sample("mu", _mean_prior(y))
         variance = numpyro.sample("variance", _variance_prior(y, num_components))
     sigma = numpyro.deterministic("sigma", jnp.sqrt(variance))
-    with numpyro.plate("observation", len(y)):
-        z = numpyro.sample("z", dist.Categorical(weights), infer={"enumerate": "parallel"})
-        numpyro.sample("y", dist.Normal(mu[z], sigma[z]), obs=y)
+    _observe(y, weights, lambda z: dist.Normal(mu[z], sigma[z]))
 
 
 def shared_variance(y: Any, num_components: int = 3) -> None:
@@ -64,9 +62,7 @@ def shared_variance(y: Any, num_components: int = 3) -> None:
         mu = numpyro.sample("mu", _mean_prior(y))
     variance = numpyro.sample("variance", _variance_prior(y, num_components))
     sigma = numpyro.deterministic("sigma", jnp.sqrt(variance))
-    with numpyro.plate("observation", len(y)):
-        z = numpyro.sample("z", dist.Categorical(weights), infer={"enumerate": "parallel"})
-        numpyro.sample("y", dist.Normal(mu[z], sigma), obs=y)
+    _observe(y, weights, lambda z: dist.Normal(mu[z], sigma))
 
 
 def multivariate_mixture(y: Any, num_components: int = 2) -> None:
@@ -80,9 +76,7 @@ def multivariate_mixture(y: Any, num_components: int = 2) -> None:
     with numpyro.plate("component", num_components):
         mu = numpyro.sample("mu", _mean_vector_prior(y))
         sigma = numpyro.sample("Sigma", _covariance_prior(y, num_components))
-    with numpyro.plate("observation", len(y)):
-        z = numpyro.sample("z", dist.Categorical(weights), infer={"enumerate": "parallel"})
-        numpyro.sample("y", dist.MultivariateNormal(mu[z], covariance_matrix=sigma[z]), obs=y)
+    _observe(y, weights, lambda z: dist.MultivariateNormal(mu[z], covariance_matrix=sigma[z]))
 
 
 def shared_covariance(y: Any, num_components: int = 2) -> None:
@@ -96,9 +90,14 @@ def shared_covariance(y: Any, num_components: int = 2) -> None:
     with numpyro.plate("component", num_components):
         mu = numpyro.sample("mu", _mean_vector_prior(y))
     sigma = numpyro.sample("Sigma", _covariance_prior(y, num_components))
+    _observe(y, weights, lambda z: dist.MultivariateNormal(mu[z], covariance_matrix=sigma))
+
+
+def _observe(y: Any, weights: Any, law: Callable[[Any], dist.Distribution]) -> None:
+    """Every observation follows the law of its component z."""
     with numpyro.plate("observation", len(y)):
         z = numpyro.sample("z", dist.Categorical(weights), infer={"enumerate": "parallel"})
-        numpyro.sample("y", dist.MultivariateNormal(mu[z], covariance_matrix=sigma), obs=y)
+        numpyro.sample("y", law(z), obs=y)
 
 
 # NaN is a missing value, so the priors look at what is there.
