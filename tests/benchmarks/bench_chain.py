@@ -1,31 +1,23 @@
-"""The chain's value and gradient beside hmmlearn's E-step, in one process on one thread.
+"""The chain's value and gradient beside hmmlearn's recursions, in one process on one thread.
 
 Run ``python tests/benchmarks/bench_chain.py``. The first call of each is apart, warm calls go
 round-robin, the minimum counts. hmmlearn's time is that of the forward and backward passes, the
-posteriors and the transition statistics, from the same table of log-densities as ours.
+posteriors and the transition statistics, from the same table of log-densities as ours. Whole EM
+steps are in ``bench_em.py``.
 """
 
-import os
+import resource
+import sys
+import time
 
-for pool in ("OMP", "OPENBLAS", "MKL"):
-    os.environ[f"{pool}_NUM_THREADS"] = "1"
-os.environ["XLA_FLAGS"] = (
-    "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1 "
-    + os.environ.get("XLA_FLAGS", "")
-)
-os.environ["JAX_ENABLE_X64"] = "1"
+from bench_em import race  # first: it sets one thread and float64 before JAX is imported
 
-import resource  # noqa: E402
-import sys  # noqa: E402
-import time  # noqa: E402
+import jax  # isort: skip
+import jax.numpy as jnp
+import numpy as np
+from hmmlearn import _hmmc
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-from hmmlearn import _hmmc  # noqa: E402
-from hmmlearn.hmm import GaussianHMM  # noqa: E402
-
-from emprob.partition.chain import chain_factor  # noqa: E402
+from emprob.partition.chain import chain_factor
 
 
 def tables(steps, num_states, batch, seed=0):
@@ -73,54 +65,6 @@ def chain(parts):
     log_init, log_trans, log_emit = parts
     beta = chain_factor(log_trans, log_emit[1:])
     return jnp.sum(jax.nn.logsumexp(log_init[:, None] + log_emit[0] + beta, 0))
-
-
-@jax.jit
-@jax.value_and_grad
-def whole(parts, data):
-    """Emission densities included, as in hmmlearn's whole E-step."""
-    log_init, log_trans, mean, variance = parts
-    gap = (data[:, None] - mean[:, None]) ** 2 / variance[:, None]
-    emit = -0.5 * (gap + jnp.log(2 * jnp.pi * variance[:, None]))
-    beta = chain_factor(log_trans, emit[1:])
-    return jnp.sum(jax.nn.logsumexp(log_init[:, None] + emit[0] + beta, 0))
-
-
-def compare_whole(steps, num_states, batch, rounds):
-    """Value and gradient in all parameters beside hmmlearn's ``_do_estep``, fed with lengths."""
-    init, trans, _ = tables(steps, num_states, batch)
-    data = np.random.default_rng(1).normal(size=(steps, batch)) + 1.0
-    mean, variance = np.arange(num_states) * 1.0, np.ones(num_states)
-    rows, lengths = data.T.reshape(-1, 1), [steps] * batch
-    parts = jax.tree.map(jnp.array, (np.log(init), np.log(trans), mean, variance))
-    columns = jnp.array(data)
-    calls = {"emprob": lambda: jax.block_until_ready(whole(parts, columns))}
-    for name in ("log", "scaling"):
-        model = GaussianHMM(num_states, "diag", init_params="", implementation=name)
-        model.startprob_, model.transmat_ = init, trans
-        model.means_, model.covars_ = mean[:, None], variance[:, None]
-        model.n_features = 1
-        calls[name] = lambda model=model: model._do_estep(rows, lengths)
-    best, values = race(calls, rounds)
-    np.testing.assert_allclose(values["emprob"][0], values["scaling"][1], rtol=1e-9)
-    ours, log, scaling = (1e3 * best[name][0] for name in calls)
-    print(
-        f"whole E-step T={steps} K={num_states} B={batch}: emprob {ours:.2f} ms, log {log:.2f}, "
-        f"scaling {scaling:.2f}, ratio to log {ours / log:.3f}, to scaling {ours / scaling:.3f}"
-    )
-
-
-def race(calls, rounds):
-    """Minimum seconds and CPU seconds per call, round-robin after one call apart."""
-    best = dict.fromkeys(calls, (np.inf, np.inf))
-    values = {name: call() for name, call in calls.items()}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            wall, cpu = time.perf_counter(), time.process_time()
-            call()
-            spent = time.perf_counter() - wall, time.process_time() - cpu
-            best[name] = min(best[name], spent)
-    return best, values
 
 
 def compare(steps, num_states, batch, rounds):
@@ -200,13 +144,6 @@ def main(rounds=20):
     for steps, num_states, batch in [(1000, 2, 1), (100_000, 3, 1), (100_000, 8, 1)]:
         compare(steps, num_states, batch, rounds)
     compare(1000, 3, 100, rounds)
-    for steps, num_states, batch in [
-        (1000, 2, 1),
-        (100_000, 3, 1),
-        (100_000, 8, 1),
-        (1000, 3, 100),
-    ]:
-        compare_whole(steps, num_states, batch, rounds)
     variations()
 
 
