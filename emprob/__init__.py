@@ -22,13 +22,21 @@ from emprob.estep.enumerate import Enumerate
 from emprob.estep.gaussian import Gaussian
 from emprob.estep.laplace import Laplace
 from emprob.fit import fit, steps
+from emprob.forecast import Forecast, forecast
 from emprob.labels import align_labels
 from emprob.map import MAP
 from emprob.model import LatentModel
 from emprob.mstep.closed_form import ClosedForm
 from emprob.mstep.gradient import Gradient
 from emprob.mstep.newton import Newton
-from emprob.plot import plot_forest, plot_marginals, plot_starts, plot_trace
+from emprob.plot import (
+    plot_forecast,
+    plot_forest,
+    plot_marginals,
+    plot_starts,
+    plot_states,
+    plot_trace,
+)
 from emprob.result import Fit, load
 from emprob.types import Info, Posterior, State, Status
 
@@ -52,6 +60,7 @@ __all__ = [
     "Laplace",
     "Fit",
     "FitError",
+    "Forecast",
     "Gradient",
     "IdentifiabilityWarning",
     "Info",
@@ -68,11 +77,14 @@ __all__ = [
     "check",
     "compare",
     "fit",
+    "forecast",
     "load",
     "nuts",
+    "plot_forecast",
     "plot_forest",
     "plot_marginals",
     "plot_starts",
+    "plot_states",
     "plot_trace",
     "steps",
 ]

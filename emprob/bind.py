@@ -37,7 +37,14 @@ from emprob.plan import describe, make_plan
 from emprob.prepare import prepare
 from emprob.probe import probe
 from emprob.program import Evaluation
-from emprob.roles import Survey, assign_roles, is_partial, prior_dependence, survey
+from emprob.roles import (
+    Survey,
+    assign_roles,
+    is_partial,
+    labels_in_use,
+    prior_dependence,
+    survey,
+)
 from emprob.space import bijection, forward
 from emprob.validate import check_data, check_repeatable, check_table_size
 
@@ -153,9 +160,9 @@ def _roles(program, args, kwargs, found: Survey, latents) -> dict[str, str]:
     except Exception as error:
         raise explain(error) from error
     roles = assign_roles(found, dependent, latents)
-    for name, site in found.sites.items():
-        if is_partial(site, observed_value(found, name)):
-            roles[name] = "partial"
+    holed = [n for n, s in found.sites.items() if is_partial(s, observed_value(found, n))]
+    for name in labels_in_use(program, args, kwargs, found, holed):
+        roles[name] = "partial"
     if not any(s.observed for s in found.sites.values()):
         raise ModelError(
             "the program has no observed site, so the objective is the prior alone. Pass the data "
@@ -239,7 +246,8 @@ def _assemble(program, args, kwargs, found, roles, fixed, missing, prior) -> Lat
         families=frozenset(),
         invariant=frozenset(),
         timed=frozenset(
-            n for n, r in roles.items()
+            n
+            for n, r in roles.items()
             if r in ("parameter", "continuous") and found.sites[n].scan is not None
         ),  # fmt: skip
         with_prior=prior,

@@ -37,6 +37,7 @@ def snapped(
     """The parameters with those nearer to their bound that belong there; None if there are none.
 
     Args:
+        model: a bound model.
         params: by site, constrained.
         objective: there.
         report: the curvature there; it names entries along which the objective is flat.

@@ -111,6 +111,7 @@ class LatentModel:
         """Run the program at `params` (constrained), discrete latents enumerated.
 
         Args:
+            params: by site.
             latents: values of continuous latents; those not given are held somewhere.
         """
         s = self.structure

@@ -287,3 +287,74 @@ def _forest_frame(ax: Any, comparison: Any, rows: Sequence[str]) -> None:
     ax.set_title(title, loc="right", fontsize="small")
     _legend_above(ax, 4)
     _plain(ax)
+
+
+# -- continuous chains --------------------------------------------------------------------------
+
+
+def plot_states(fit: Any, name: str | None = None, ax: Any = None) -> "Axes":
+    """The smoothed path of a continuous latent with its 95 % band, over the data where they fit.
+
+    Args:
+        fit: of a program with a continuous chain.
+        name: of the latent; None: the first one in a scan.
+        ax: axes to draw in; None: a new figure.
+    """
+    ax = _axes(ax)
+    chains = [k for k in fit.posterior if k in fit.model.structure.continuous]
+    name = name or next(k for k in chains if fit.posterior[k].is_chain)
+    state = fit.posterior[name]
+    length = len(state.mean)
+    mean, sd = state.mean.reshape(length, -1), state.sd.reshape(length, -1)
+    y, x = _observed(fit, length), _times(fit, length)
+    if y is not None and mean.shape[1] == 1:
+        ax.plot(x, y, ".", color="0.6", markersize=4, label="data", zorder=1)
+    for k in range(min(mean.shape[1], 6)):
+        label = name if mean.shape[1] == 1 else f"{name}[{k}]"
+        _band(ax, x, mean[:, k], 1.96 * sd[:, k], _color(k), label)
+    ax.legend(frameon=False)
+    ax.set_title(f"{name}: smoothed mean and 95 % band", loc="left", fontsize=10)
+    return _plain(ax)
+
+
+def plot_forecast(fit: Any, ahead: Any, name: str | None = None, ax: Any = None) -> "Axes":
+    """The end of an observed series and what is forecast of it, with its 95 % interval.
+
+    Args:
+        fit: the fit that `ahead` comes from.
+        ahead: from `fit.forecast`.
+        name: an observed site; None: the first.
+        ax: axes to draw in; None: a new figure.
+    """
+    ax = _axes(ax)
+    name = name or next(k for k in fit.model.notes.value.observed if k in ahead.draws)
+    y = np.asarray(fit.model.notes.value.observed[name], float).reshape(ahead.length, -1)
+    shown = min(ahead.length, max(6 * ahead.steps, 40))
+    table = ahead.summary(name)
+    width = y.shape[1]
+    x = _times(fit, ahead.length)
+    after = x[-1] + (x[-1] - x[-2]) * np.arange(1, ahead.steps + 1)
+    for k in range(min(width, 6)):
+        rows = table.iloc[k::width]
+        ax.plot(x[-shown:], y[-shown:, k], color="0.35", lw=1)
+        middle = (rows["upper"] + rows["lower"]) / 2
+        _band(ax, after, rows["mean"], rows["upper"] - middle, _color(k),
+              f"forecast of {name}" if width == 1 else f"{name}[{k}]")  # fmt: skip
+    ax.legend(frameon=False)
+    ax.set_title("Forecast with its 95 % interval", loc="left", fontsize=10)
+    return _plain(ax)
+
+
+def _band(ax: Any, x: Any, middle: Any, half: Any, color: str, label: str) -> None:
+    ax.plot(x, middle, color=color, lw=1.5, label=label, zorder=3)
+    ax.fill_between(x, middle - half, middle + half, color=color, alpha=0.2, lw=0, zorder=2)
+
+
+def _times(fit: Any, length: int) -> np.ndarray:
+    """The labels of the steps if the data came with numbers for labels, else 0, 1, ..."""
+    for coords in fit.model.notes.value.coords.values():
+        for values in coords.values() if isinstance(coords, dict) else [coords]:
+            values = np.asarray(values)
+            if values.shape == (length,) and values.dtype.kind in "if":
+                return values.astype(float)
+    return np.arange(float(length))

@@ -81,7 +81,9 @@ def _smoothed(model: LatentModel, params: Params) -> dict[str, Array]:
 @jax.jit
 def _most_likely(model: LatentModel, params: Params) -> dict[str, Array]:
     out = model.evaluate(params)
-    return {k: v.argmax(-1) for k, v in _by_site(out, _weights(model, params, out, maximum)).items()}
+    return {
+        k: v.argmax(-1) for k, v in _by_site(out, _weights(model, params, out, maximum)).items()
+    }
 
 
 @partial(jax.jit, static_argnames="num")
@@ -321,7 +323,9 @@ class LatentPosterior(Mapping[str, Any]):
         """The same without the future."""
         i = self._index(site)
         if not self.model.structure.integrals[i].block.is_chain:
-            raise ModelError(f"latent '{site}': a filter needs a chain that is not one dense block.")
+            raise ModelError(
+                f"latent '{site}': a filter needs a chain that is not one dense block."
+            )
         return self._get(f"filtered {i}", lambda p: integrals.filtered(self.model, p, i))[site]
 
     def draw(self, key: Any, num: int) -> dict[str, np.ndarray]:

@@ -29,9 +29,9 @@ from emprob.curvature import (
     in_double,
     unflatten,
 )
-from emprob.precision import to_numpy
 from emprob.errors import DataError
 from emprob.explain import explain
+from emprob.precision import to_numpy
 
 BATCH = 16  # replicates that are formed together: memory
 
@@ -134,10 +134,30 @@ class Unobserve(Messenger):
             msg["value"] = msg["value"].astype(dtype)  # as the data, for a carry
 
     def _inside(self, body: Callable, *args: Any) -> Any:
-        inner = Unobserve()
+        inner = type(self)()
         inner.dtypes = self.dtypes
         with inner:
             return body(*args)
+
+
+class Complete(Unobserve):
+    """Draw only the missing values of what is observed."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen: dict[str, Array] = {}
+
+    def process_message(self, msg: dict) -> None:
+        value = msg["value"] if msg["type"] == "sample" and msg["is_observed"] else None
+        super().process_message(msg)
+        if value is not None and not msg["is_observed"]:
+            self.seen[msg["name"]] = jnp.asarray(value)
+
+    def postprocess_message(self, msg: dict) -> None:
+        seen = self.seen.get(msg.get("name", ""))
+        if msg["type"] == "sample" and seen is not None:
+            msg["value"] = jnp.where(jnp.isnan(seen), msg["value"], seen)
+        super().postprocess_message(msg)
 
 
 def _is_factor(msg: Mapping) -> bool:
@@ -149,14 +169,14 @@ def _is_factor(msg: Mapping) -> bool:
 
 def replicate(
     program: Callable, args: tuple, kwargs: Mapping, values: Mapping[str, Array], key: Array,
-    hidden: frozenset[str],
+    hidden: frozenset[str], handler: type[Unobserve] = Unobserve,
 ) -> dict[str, Array]:  # fmt: skip
-    """One replicate of every observed site; latents are drawn anew from their laws."""
+    """One replicate of every observed site; latents without a value are drawn from their laws."""
     with (
         handlers.trace() as trace,
         handlers.seed(rng_seed=key),
         handlers.substitute(data=dict(values)),
-        Unobserve(),
+        handler(),
     ):
         program(*args, **kwargs)
     return {
@@ -166,12 +186,16 @@ def replicate(
     }
 
 
-@partial(jax.jit, static_argnames=("program", "treedef", "static", "hidden"))
-def _replicates(program, treedef, static, leaves, fixed, values, keys, hidden):
+@partial(jax.jit, static_argnames=("program", "treedef", "static", "hidden", "handler"))
+def _replicates(program, treedef, static, leaves, fixed, values, keys, hidden, handler=Unobserve):
     from emprob.model import arguments
 
     args, kwargs = arguments(treedef, static, leaves)
-    one = lambda x: replicate(program, args, kwargs, {**fixed, **x[0]}, x[1], hidden)  # noqa: E731
+
+    def one(inputs: tuple) -> dict[str, Array]:
+        drawn, key = inputs
+        return replicate(program, args, kwargs, {**fixed, **drawn}, key, hidden, handler)
+
     return lax.map(one, (values, keys), batch_size=min(BATCH, keys.shape[0]))
 
 
@@ -221,6 +245,29 @@ def _prepared(args: tuple, kwargs: Mapping) -> tuple[tuple, dict]:
 
     positional = tuple(prepare(f"argument {i}", a).value for i, a in enumerate(args))
     return positional, {k: prepare(k, v).value for k, v in kwargs.items()}
+
+
+def completions(model: Any, draws: Mapping[str, np.ndarray], key: Array) -> dict[str, np.ndarray]:
+    """Draws of the missing data, beside what is observed, at draws of parameters and latents.
+
+    Args:
+        model: a bound model.
+        draws: by parameter and latent, (n, *shape), constrained.
+        key: for all draws.
+
+    Returns:
+        By observed site, (n, *shape).
+    """
+    s = model.structure
+    hidden = frozenset(n for n, role in s.roles if role != "partial")
+    with jax.enable_x64(True):
+        values = {k: jnp.asarray(v) for k, v in draws.items()}
+        keys = jax.random.split(key, len(next(iter(values.values()))))
+        out = _replicates(
+            s.program, s.treedef, s.static, model.data.leaves, model.data.fixed, values, keys,
+            hidden, Complete,
+        )  # fmt: skip
+        return {k: np.asarray(v) for k, v in out.items()}
 
 
 def _split(args: tuple, kwargs: Mapping) -> list:

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpyro.distributions as dist
 from jax import Array
 from numpyro import handlers
 from numpyro.distributions.distribution import (
@@ -38,6 +39,7 @@ from emprob.families import Family, family_of
 
 # NumPyro keeps its handlers in one stack for all threads, so programs run one at a time.
 ONE_AT_A_TIME = threading.RLock()
+LEAST_RATE = 1e-300
 MAX_STATISTICS = 400  # wider statistics (a long one-hot) are cheaper as a table
 
 
@@ -178,7 +180,14 @@ def unwrap(fn: Any, given: Sequence[Any] = ()) -> Unwrapped:
     for m, inner in masks:
         m = m.reshape(m.shape + (1,) * (reinterpreted - inner))
         mask = m if mask is None else mask & m
-    return Unwrapped(fn, mask, reinterpreted)
+    return Unwrapped(_guarded(fn), mask, reinterpreted)
+
+
+def _guarded(fn: Any) -> Any:
+    """A rate of exactly zero (an inflated zero) has no second derivative: the least positive one."""
+    if type(fn) is dist.Poisson:
+        return dist.Poisson(jnp.maximum(fn.rate, LEAST_RATE), validate_args=False)
+    return fn
 
 
 def _as_written(mask: Any, given: Any) -> Array:
@@ -569,6 +578,7 @@ def _without_nan(
         seen = seen.all(tuple(range(-base.event_dim, 0)))
     hole = seen.reshape(seen.shape + (1,) * base.event_dim)
     value = jnp.where(hole, value, base.support.feasible_like(value))
+    value = value.astype(int) if base.support.is_discrete else value
     return value, seen if mask is None else seen & mask
 
 

@@ -237,6 +237,12 @@ class Fit:
             args = ()
         return predictive.replicates(model, draws, second, args, kwargs or {})
 
+    def forecast(self, steps: int, key: Any, n: int = 1000, **kwargs: Any) -> Any:
+        """Draws of the next steps of a chain, see `emprob.forecast`."""
+        from emprob.forecast import forecast
+
+        return forecast(self, steps, key, n, **kwargs)
+
     def to_arviz(self, key: Any = None, n: int = 1000) -> Any:
         """An `xarray.DataTree` for ArviZ: one chain of draws from the Gaussian approximation.
 

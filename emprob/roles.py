@@ -105,11 +105,16 @@ class Surveyor(Messenger):
     Args:
         values: values for some unobserved sites; the rest are drawn.
         seed: another number, other draws.
+        labels: what the program sees of some observed labels.
     """
 
-    def __init__(self, values: Mapping[str, Array] | None = None, seed: int = 0):
+    def __init__(
+        self, values: Mapping[str, Array] | None = None, seed: int = 0,
+        labels: Mapping[str, Array] | None = None,
+    ):  # fmt: skip
         super().__init__(None)
-        self.values, self.seed = values, seed
+        self.values, self.seed, self.labels = values, seed, labels or {}
+        self.carries: list[Any] = []  # of each scan, after its first step
         self.out = Survey()
         self.plates: dict[str, int] = {}  # met so far, for messages
         self.scan: int | None = None
@@ -151,7 +156,9 @@ class Surveyor(Messenger):
         if msg["type"] == "deterministic":
             self.out.deterministics[msg["name"]] = np.shape(msg["value"])
         if msg["type"] == "sample" and msg["is_observed"]:
-            msg["value"] = _label(msg["value"], msg["fn"])
+            msg["value"] = self.labels.get(
+                msg["name"], _label(msg["value"], unwrap(msg["fn"]).base)
+            )
 
     def _note(self, msg: dict) -> None:
         if msg["type"] not in ("sample", "param") or self.recorded is not None:
@@ -188,6 +195,7 @@ class Surveyor(Messenger):
             carry, y = f(init, jax.tree.map(lambda x: x[0], xs))
         finally:
             self.scan = None
+        self.carries.append(carry)
         if self.values is None:
             self.out.series |= self._series(f, init, xs, length)
         repeat = lambda v: jnp.broadcast_to(jnp.asarray(v), (length, *jnp.shape(v)))  # noqa: E731
@@ -219,9 +227,8 @@ def _batch_ndim(msg: dict) -> int:
     return max(len(fn.batch_shape), data)
 
 
-def _label(value: Any, fn: Any) -> Any:
+def _label(value: Any, base: Any) -> Any:
     """What the program sees of observed labels that are floats (so that NaN can be unknown)."""
-    base = unwrap(fn).base
     finite = getattr(base, "has_enumerate_support", False)
     if not finite or base.event_dim or jnp.asarray(value).dtype.kind != "f":
         return value
@@ -293,6 +300,31 @@ def prior_dependence(program: Callable, args: tuple, kwargs: Mapping, found: Sur
         tree = jax.tree.unflatten(jax.tree.structure(shapes), marks)
         dependent |= {n for n, leaves in tree.items() if n != source and any(leaves)}
     return dependent
+
+
+def labels_in_use(
+    program: Callable, args: tuple, kwargs: Mapping, found: Survey, names: Sequence[str]
+) -> set[str]:
+    """Which observed labels the program goes on to use: a missing one is then a latent.
+
+    One that nothing depends on integrates to one, and is left out.
+    """
+    if not names:
+        return set()
+    bases = {n: s.fn.base for n, s in found.sites.items() if s.fn is not None}
+    labels = {n: jnp.asarray(_label(found.sites[n].value, bases[n])) for n in names}
+
+    def consumers(labels: dict) -> list:
+        surveyor = Surveyor({}, 0, labels)
+        with ONE_AT_A_TIME, handlers.seed(rng_seed=0), surveyor, handlers.trace() as trace:
+            program(*args, **kwargs)
+        sites = [s.fn.base for s in surveyor.out.sites.values() if s.fn is not None]
+        plain = [m["value"] for m in trace.values() if m["type"] == "deterministic"]
+        return jax.tree.leaves((sites, plain, surveyor.carries))
+
+    closed = jax.make_jaxpr(consumers)(labels)
+    order = jax.tree.leaves({n: n for n in labels})
+    return {n for n in order if any(dependence(closed.jaxpr, [n == m for m in order]))}
 
 
 def assign_roles(

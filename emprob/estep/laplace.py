@@ -14,6 +14,7 @@ from emprob.model import LatentModel
 from emprob.types import Capabilities, Params, Posterior
 
 MAX_WIDTH = 3  # coordinates of a series for which a product rule is cheap
+MAX_NODES = 400  # of that rule
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,17 @@ class Laplace:
     a coordinate. Chains, and longer vectors: Laplace's approximation of the integral. The objective
     is that approximation; its derivatives are exact.
 
+    Seven nodes can miss a log-likelihood by 0.01 where a posterior is far from Gaussian (five binary
+    items, LSAT7); fifteen are right there to 3e-5.
+
     Attributes:
-        order: nodes a coordinate. One node is Laplace's approximation.
+        order: nodes a coordinate, fewer if their product is above 400. One node is Laplace's
+            approximation.
 
     Source: Pinheiro & Bates (1995), Journal of Computational and Graphical Statistics 4, eq. 2.6.
     """
 
-    order: int = 7
+    order: int = 15
 
     def __post_init__(self):
         if self.order < 1:
@@ -54,6 +59,11 @@ class Laplace:
         _, steps, width = integral.block.shape
         return self.order > 1 and steps == 1 and width <= MAX_WIDTH
 
+    def nodes(self, integral: Integral) -> int:
+        """Nodes a coordinate for a group of latents, an odd number where it is cut."""
+        limit = int(MAX_NODES ** (1.0 / integral.block.width) + 1e-9)
+        return min(self.order, limit - 1 + limit % 2)
+
     def around(self, p: Problem) -> quadrature.Around:
         if p.integral.quadratic:
             return quadrature.gaussian_around(p.f, p.fixed, p.centre, p.real)
@@ -62,13 +72,13 @@ class Laplace:
     def log_integral(self, p: Problem) -> Array:
         around = self.around(p)
         if self.adaptive(p.integral):
-            return quadrature.adaptive(p.f, around, self.order)[0]
+            return quadrature.adaptive(p.f, around, self.nodes(p.integral))[0]
         return quadrature.evidence(around, p.real)
 
     def solve(self, p: Problem) -> Solution:
         around = self.around(p)
         if self.adaptive(p.integral):
-            return Solution(*quadrature.adaptive(p.f, around, self.order))
+            return Solution(*quadrature.adaptive(p.f, around, self.nodes(p.integral)))
         return gaussian_solution(around, quadrature.evidence(around, p.real))
 
     def draw(self, p: Problem, solution: Solution, key: Array) -> Array:

@@ -144,15 +144,22 @@ def _entered(model: LatentModel) -> set[str]:
 
 
 def atom_weights(
-    model: LatentModel, params: Params, index: int, solution: Solution, branch: Array,
+    model: LatentModel,
+    params: Params,
+    index: int,
+    solution: Solution,
+    branch: Array,
     out: Evaluation,
 ) -> tuple[Atoms, dict[str, Array]]:
     """The atoms by site (A * B, ...), and the weight of every entered log-factor at them.
 
     Args:
+        model: a bound model.
+        params: constrained space.
+        index: of the integral.
         solution: of the integral.
         branch: (B, S), posterior probability of each branch.
-        out: the program anywhere.
+        out: the program at any value of the latents.
     """
     integral, data = model.structure.integrals[index], model.data.integrals[index]
     a, b, *shape = solution.atoms.shape
@@ -183,7 +190,11 @@ def evaluate_at(
     """The program at every atom of one integral.
 
     Args:
-        out: the program anywhere.
+        model: a bound model.
+        params: constrained space.
+        index: of the integral.
+        atoms: by site, (A, ...).
+        out: the program at any value of the latents.
 
     Returns:
         The evaluation; of the terms that the integral enters, arrays that depend on its values

@@ -3,8 +3,8 @@
 Nothing is assumed and nothing is parsed. Latents that enter the same log-factor are one group. The
 series of a group are the elements of the plates that its latents share; a derivative along a
 direction that numbers the series tells to which series each cell of each factor belongs (and
-whether to one only), so `b[group]` needs no declaration. One Hessian product tells how many steps of
-a scan are tied to one another. A log-density is quadratic if its gradient is linear between two
+whether to one only), so `b[group]` needs no declaration. One Hessian product tells how many steps
+of a scan are tied to one another. A log-density is quadratic if its gradient is linear between two
 random points, at two random parameters; conjugate if a family's statistics, fitted at a few
 points, predict it at two more.
 """
@@ -118,7 +118,9 @@ def _classified(model, points, group, marks, sites) -> tuple[Integral, IntegralD
     if found is not None:
         return found
     if not smooth:
-        why = f"the log-density is not smooth in {names}: an absolute value or a maximum stands in it"
+        why = (
+            f"the log-density is not smooth in {names}: an absolute value or a maximum stands in it"
+        )
         raise ModelError(
             f"latent {names}: {why}. No E-step of this version integrates it exactly; use ep.nuts, "
             "or write it with a smooth density (a Student-t, or a scale mixture of normals)."
@@ -214,9 +216,9 @@ def _check_branches(model: LatentModel, integral: Integral) -> None:
         if deeper or chain or integral.gathered or integral.block.is_chain:
             names = ", ".join(map(repr, integral.sites))
             raise ModelError(
-                f"latents {names} and the discrete latent '{v.site}' meet in a factor, and '{v.site}' "
-                "has more than one value for each element: the exact sum has a branch for every "
-                "combination. A Monte Carlo or particle E-step is needed (not in this version); "
+                f"latents {names} and the discrete latent '{v.site}' meet in a factor, and "
+                f"'{v.site}' has more than one value for each element: the exact sum has a branch "
+                "for every combination. A Monte Carlo or particle E-step is needed (not in this version); "
                 "ep.nuts runs the program as written if the discrete latent is summed out."
             )
 
@@ -267,7 +269,7 @@ def _random(integral: Integral, seed: int) -> Array:
 
 @jax.jit
 def _slopes(model: LatentModel, params: Mapping, z: Array) -> dict[str, tuple[Array, Array]]:
-    """Directional derivatives of every entered factor: along one direction, and the same numbered."""
+    """Derivatives of every entered factor: along one direction, and along the same numbered."""
     integral, data = model.structure.integrals[0], model.data.integrals[0]
 
     def tables(z: Array) -> dict[str, Array]:
@@ -311,7 +313,7 @@ def _lags(model, points, integral: Integral, data: IntegralData) -> list[int]:
     for t in dict.fromkeys((0, steps // 2, steps - 1)):
         move = jnp.zeros(integral.block.shape).at[:, t].set(_random(integral, 4)[:, t])
         answer = np.abs(np.asarray(_curved(probe, dict(points[0]), z, move))).max((0, 2))
-        tied = np.flatnonzero(answer > 1e-12 * answer.max())
+        tied = np.flatnonzero(answer)
         reach = max(reach, *np.abs(tied - t))
     reach = int(reach)
     if reach == 1:
@@ -330,9 +332,9 @@ def _check_width(integral: Integral) -> None:
     if integral.block.width > MAX_WIDTH:
         names = ", ".join(map(repr, integral.sites))
         raise ModelError(
-            f"latents {names}: {integral.block.width} coordinates hang together without a plate or a "
-            f"scan that separates them, and up to {MAX_WIDTH} are integrated as one block. Put the "
-            "latents in the plate whose elements are independent, or use ep.nuts."
+            f"latents {names}: {integral.block.width} coordinates hang together without a plate or "
+            f"a scan that separates them, and up to {MAX_WIDTH} are integrated as one block. Put "
+            "the latents in the plate whose elements are independent, or use ep.nuts."
         )
 
 

@@ -1,6 +1,5 @@
-"""What is known of continuous latents: means, covariances, draws, and all that without the future."""
+"""What is known of continuous latents: means, covariances, draws; also without the future."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -213,6 +212,7 @@ def _potentials(model, params, index: int, z: Array, real: Array, seen: Array, o
     """Factors by the position they stand in.
 
     Args:
+        model, params, index: the integral.
         z: (S, T, D), the point around which.
         real: (S, T, D).
         seen: (steps,), weight of the observations of each step.

@@ -164,7 +164,8 @@ def gaussian_around(f: Field, fixed: Field, centre: Array, real: Array) -> Aroun
     Args:
         f: the log-density.
         fixed: the same with the parameters' derivatives cut off.
-        centre, real: (B, S, T, D).
+        centre: (B, S, T, D), anywhere.
+        real: (B, S, T, D).
     """
     p = precision(f, centre, real)
     move, _ = solve(lax.stop_gradient(p), gradient(fixed, centre) * real)

@@ -62,10 +62,7 @@ def _update(
     canonical = view.to_canonical(old)
     event = canonical.shape[canonical.ndim - argument.event_dim :]
     units = canonical.size // _prod(event)
-    pairs = [
-        _all_sums(model, seen, posterior, a, argument, units)
-        for a in places
-    ]
+    pairs = [_all_sums(model, seen, posterior, a, argument, units) for a in places]
     num, den = pairs[0]
     for more in pairs[1:]:
         num, den = num + more[0], den + more[1]
