@@ -302,7 +302,7 @@ def plot_states(fit: Any, name: str | None = None, ax: Any = None) -> "Axes":
     """
     ax = _axes(ax)
     chains = [k for k in fit.posterior if k in fit.model.structure.continuous]
-    name = name or next(k for k in chains if fit.posterior[k].is_chain)
+    name = name if name is not None else next(k for k in chains if fit.posterior[k].is_chain)
     state = fit.posterior[name]
     length = len(state.mean)
     mean, sd = state.mean.reshape(length, -1), state.sd.reshape(length, -1)
@@ -310,7 +310,7 @@ def plot_states(fit: Any, name: str | None = None, ax: Any = None) -> "Axes":
     if y is not None and mean.shape[1] == 1:
         ax.plot(x, y, ".", color="0.6", markersize=4, label="data", zorder=1)
     for k in range(min(mean.shape[1], 6)):
-        label = name if mean.shape[1] == 1 else f"{name}[{k}]"
+        label = f"{name}" if mean.shape[1] == 1 else f"{name}[{k}]"
         _band(ax, x, mean[:, k], 1.96 * sd[:, k], _color(k), label)
     ax.legend(frameon=False)
     ax.set_title(f"{name}: smoothed mean and 95 % band", loc="left", fontsize=10)

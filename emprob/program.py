@@ -184,7 +184,7 @@ def unwrap(fn: Any, given: Sequence[Any] = ()) -> Unwrapped:
 
 
 def _guarded(fn: Any) -> Any:
-    """A rate of exactly zero (an inflated zero) has no second derivative: the least positive one."""
+    """A rate of exactly zero (an inflated zero) has no second derivative: the least positive."""
     if type(fn) is dist.Poisson:
         return dist.Poisson(jnp.maximum(fn.rate, LEAST_RATE), validate_args=False)
     return fn

@@ -346,16 +346,20 @@ def integral(f, low, high):
 
 
 def t_expected(y, x):
-    f = lambda y, x: (
-        lambda w: stats.gamma.pdf(w, 2.5, scale=0.4) * stats.norm.pdf(y, 0.7 * x, 1.1 / np.sqrt(w))
-    )  # noqa: E731, E501
+    def f(y, x):
+        return lambda w: (
+            stats.gamma.pdf(w, 2.5, scale=0.4) * stats.norm.pdf(y, 0.7 * x, 1.1 / np.sqrt(w))
+        )
+
     return sum(np.log(integral(f(a, b), 0, np.inf)) for a, b in zip(y, x))
 
 
 def nb_expected(y, x):
-    f = lambda y, x: (
-        lambda r: stats.gamma.pdf(r, 2.5, scale=0.4) * stats.poisson.pmf(y, r * np.exp(0.4 * x))
-    )  # noqa: E731, E501
+    def f(y, x):
+        return lambda r: (
+            stats.gamma.pdf(r, 2.5, scale=0.4) * stats.poisson.pmf(y, r * np.exp(0.4 * x))
+        )
+
     return sum(np.log(integral(f(a, b), 0, np.inf)) for a, b in zip(y, x))
 
 
@@ -365,11 +369,11 @@ def bb_expected(y, n):
 
 
 def ig_expected(y):
-    f = lambda row: (
-        lambda v: (
+    def f(row):
+        return lambda v: (
             stats.invgamma.pdf(v, 3.0, scale=2.0) * np.prod(stats.norm.pdf(row, 0.3, np.sqrt(v)))
         )
-    )  # noqa: E731, E501
+
     return sum(np.log(integral(f(row), 0, np.inf)) for row in y)
 
 
@@ -500,12 +504,12 @@ def test_adaptive_quadrature_converges_to_the_integral():
 
     def one(j):
         rows = y[j == GROUPS]
-        f = lambda b: (
-            stats.norm.pdf(b, 0, 1.4)
-            * np.prod(  # noqa: E731
+
+        def f(b):
+            return stats.norm.pdf(b, 0, 1.4) * np.prod(
                 np.where(rows, expit(-0.3 + b), expit(0.3 - b))
             )
-        )
+
         return np.log(integral(f, -15, 15))
 
     expected = sum(map(one, range(4)))

@@ -109,7 +109,7 @@ def probe(f: Field, kernel: Kernel, scale: Array) -> Probed:
 def design(kernel: Kernel, points: np.ndarray) -> np.ndarray:
     """[T, 1] at atoms (A, D) -> (A, A)."""
     with jax.ensure_compile_time_eval():
-        t = np.asarray(kernel.statistics(points))
+        t = np.asarray(kernel.statistics(jnp.asarray(points)))
     return np.concatenate([t, np.ones((len(t), 1))], 1)
 
 

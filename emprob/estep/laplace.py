@@ -25,8 +25,8 @@ class Laplace:
     a coordinate. Chains, and longer vectors: Laplace's approximation of the integral. The objective
     is that approximation; its derivatives are exact.
 
-    Seven nodes can miss a log-likelihood by 0.01 where a posterior is far from Gaussian (five binary
-    items, LSAT7); fifteen are right there to 3e-5.
+    Seven nodes can miss a log-likelihood by 0.01 where a posterior is far from Gaussian (five
+    binary items, LSAT7); fifteen are right there to 3e-5.
 
     Attributes:
         order: nodes a coordinate, fewer if their product is above 400. One node is Laplace's

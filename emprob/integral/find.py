@@ -218,8 +218,8 @@ def _check_branches(model: LatentModel, integral: Integral) -> None:
             raise ModelError(
                 f"latents {names} and the discrete latent '{v.site}' meet in a factor, and "
                 f"'{v.site}' has more than one value for each element: the exact sum has a branch "
-                "for every combination. A Monte Carlo or particle E-step is needed (not in this version); "
-                "ep.nuts runs the program as written if the discrete latent is summed out."
+                "for every combination. A Monte Carlo or particle E-step is needed (not in this "
+                "version); ep.nuts runs the program as written if the discrete latent is summed out."
             )
 
 

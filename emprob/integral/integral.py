@@ -85,7 +85,7 @@ def log_jacobian(integral: Integral, data: IntegralData, z: Array) -> Array:
     coordinates = integral.block.unpack(z)
     for slot in integral.block.slots:
         u, transform = coordinates[slot.site], data.transforms[slot.site]
-        slopes = transform.log_abs_det_jacobian(u, transform(u))
+        slopes = jnp.asarray(transform.log_abs_det_jacobian(u, forward(transform, u)))
         lost = u.ndim - slopes.ndim
         slopes = slopes.reshape(slopes.shape + (1,) * lost)
         steps = slopes if slot.timed else slopes[None]

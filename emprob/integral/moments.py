@@ -212,7 +212,9 @@ def _potentials(model, params, index: int, z: Array, real: Array, seen: Array, o
     """Factors by the position they stand in.
 
     Args:
-        model, params, index: the integral.
+        model: a bound model.
+        params: constrained space.
+        index: of the integral.
         z: (S, T, D), the point around which.
         real: (S, T, D).
         seen: (steps,), weight of the observations of each step.
