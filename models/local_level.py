@@ -54,9 +54,7 @@ def local_level(y: Any) -> None:
 TRUTH = {"level_sd": np.array(0.5), "noise_sd": np.array(1.0)}
 
 
-def simulate(
-    key: Any, length: int = 400, missing: float = 0.0, truth: dict | None = None
-) -> tuple:
+def simulate(key: Any, length: int = 400, missing: float = 0.0, truth: dict | None = None) -> tuple:
     """Draw a series that starts near 0, some of its values missing at random.
 
     Args:
