@@ -119,7 +119,8 @@ def log_likelihood_by_grid(returns: Any, mu: float, phi: float, sigma: float, nu
 
 def main(argv: Sequence[str] | None = None) -> ep.Fit:
     """Laplace on the path beside NUTS on the program as written; the volatility and a forecast."""
-    p = _report.parser("Stochastic volatility of the S&P 500", num_starts=1)
+    # The draws of the program as written depend on each other for long: it takes many.
+    p = _report.parser("Stochastic volatility of the S&P 500", num_starts=1, num_samples=4000)
     p.add_argument("--years", type=float, default=4.0, help="the last years of 1999-2018")
     p.add_argument("--ahead", type=int, default=20, help="days to forecast")
     args = p.parse_args(argv)
@@ -164,7 +165,7 @@ def beside(found: ep.Fit, opt: _report.Options) -> Any:
     print(bayes)
     _report.heading("EM beside NUTS")
     shared = {k: v for k, v in bayes.samples.items() if k not in path}
-    comparison = ep.compare(found, replace(bayes, samples=shared))
+    comparison = ep.compare(found, replace(bayes, model=found.model, samples=shared))
     _report.show(comparison.table)
     print(f"\n{comparison.verdict}")
     return bayes

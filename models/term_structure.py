@@ -1,6 +1,7 @@
 """The term structure of interest rates: dynamic Nelson-Siegel.
 
-    y_t(m) = L_t + S_t a(m) + C_t (a(m) - exp(-decay m)) + u_t(m),   u_t(m) ~ Normal(0, noise_sd_m^2)
+    y_t(m) = L_t + S_t a(m) + C_t (a(m) - exp(-decay m)) + u_t(m)
+    u_t(m) ~ Normal(0, noise_sd_m^2)
     a(m) = (1 - exp(-decay m)) / (decay m)
 
 for maturities of m months. Level, slope and curvature, x_t = (L_t, S_t, C_t), are hidden
