@@ -1,6 +1,6 @@
 """The sentences of a comparison: whether an estimate and its standard error are enough."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -9,6 +9,7 @@ import pandas as pd
 GOOD_SHIFT, FAIR_SHIFT = 0.25, 0.6  # posterior standard deviations
 GOOD_OVERLAP, FAIR_OVERLAP = 0.9, 0.75
 GOOD_K = 0.7
+CONSTANT = "constant"  # note of an entry that is the same number in every draw
 
 
 def problems(bayes: Any) -> str:
@@ -28,10 +29,23 @@ def verdict(
     khat: Mapping[str, float],
     seconds: pd.Series,
     bayes: Any,
+    sampled: Sequence[str] = (),
 ) -> str:
-    """One paragraph: for each fit the judgement and its grounds, then time and caveats."""
+    """One paragraph: for each fit the judgement and its grounds, then time and caveats.
+
+    Args:
+        fits: by name.
+        parts: by name of the fit, its columns of the table.
+        own: the columns of NUTS.
+        khat: by name of the fit.
+        seconds: by method.
+        bayes: the draws.
+        sampled: latents that are among the draws and integrated out in the fits.
+    """
     sentences = [_one(name, fits[name], parts[name], khat[name]) for name in fits]
     sentences.append(_time(seconds, list(fits)))
+    if sampled:
+        sentences.append(_left_out(sampled))
     wrong = problems(bayes)
     if wrong:
         sentences.append(f"But NUTS has not converged ({wrong}): it is no yardstick yet.")
@@ -40,7 +54,16 @@ def verdict(
     return " ".join(sentences)
 
 
+def _left_out(sampled: Sequence[str]) -> str:
+    names = ", ".join(map(repr, sampled[:4])) + (" ..." if len(sampled) > 4 else "")
+    return (
+        f"NUTS sampled the latents {names} with the parameters; they are left out of the table, "
+        "and k-hat is of the posterior with these latents integrated as in the fit."
+    )
+
+
 def _one(name: str, fit: Any, part: pd.DataFrame, khat: float) -> str:
+    part = part[(part["note"] != CONSTANT).to_numpy()]
     missing = list(part.index[part["se"].isna().to_numpy()])
     judged = part.drop(index=missing)
     if judged.empty:

@@ -32,6 +32,7 @@ from emprob.sampler import Draws, Settings, ready, transitions
 from emprob.start_point import Start
 
 RHAT_LIMIT = 1.01
+ROUNDING = 1e-12  # relative; draws that differ by less are one number
 
 
 # -- the result ---------------------------------------------------------------------------------
@@ -83,11 +84,13 @@ class Bayes:
 
     @functools.cached_property
     def ess(self) -> pd.Series:
-        """Bulk effective sample size of every scalar."""
+        """Bulk effective sample size of every scalar; NaN for a constant."""
         return self._diagnose(_arviz.ess, "ess")
 
     def _diagnose(self, function: Any, name: str) -> pd.Series:
-        parts = {k: function(v) for k, v in self.samples.items()}
+        parts = {
+            k: np.where(constant(v, (0, 1)), np.nan, function(v)) for k, v in self.samples.items()
+        }
         return pd.Series(scalars(parts), name=name, dtype=float)
 
     @property
@@ -109,7 +112,7 @@ class Bayes:
             groups: of exchangeable labels; None: those found when sampling.
         """
         groups = self.groups if groups is None else tuple(groups)
-        params = {k: self.samples[k] for k in self.model.params}
+        params = {k: self.samples[k] for k in self.model.params if k in self.samples}
         orders = find_labels(reference, params, groups)
         if all((o == np.arange(o.shape[-1])).all() for o in orders):
             return self
@@ -162,6 +165,12 @@ class Bayes:
         return f"<p>{self!r}</p>{self.summary().to_html(float_format='{:.4g}'.format)}"
 
 
+def constant(draws: np.ndarray, axis: tuple[int, ...] | None = None) -> Any:
+    """Whether draws are one number up to rounding, as the corner of a correlation matrix."""
+    least, most = draws.min(axis), draws.max(axis)
+    return most - least <= ROUNDING * np.maximum(np.abs(least), np.abs(most))
+
+
 def scalars(params: Mapping[str, Any], lead: int = 0) -> dict[str, Any]:
     """Every scalar of arrays by site, (*lead, *shape), under its name: 'mu', 'A[0,1]'."""
     out: dict[str, Any] = {}
@@ -182,12 +191,13 @@ def nuts(
     num_samples: int = 1000,
     num_chains: int = 2,
     progress: bool = True,
-    dense_mass: bool = True,
+    dense_mass: bool | None = None,
     target_accept: float = 0.8,
 ) -> Bayes:
     """Sample the parameters' posterior by NUTS, the discrete latents summed out exactly.
 
-    Continuous latents are sampled together with the parameters, as in the program as written.
+    Continuous latents whose integral is exact (Gaussian, conjugate) are integrated out. All others
+    are sampled together with the parameters, as in the program as written.
 
     The program's prior counts here even if the model was bound with `prior=False`. A
     `numpyro.param` site has no prior: its density is flat on the constrained scale. The posterior
@@ -202,12 +212,15 @@ def nuts(
         key: an integer seed or a key of `jax.random`.
         init: a `Fit`, or parameters by site (constrained): the chains start at draws from the
             Gaussian approximation there, and its covariance is the first inverse mass matrix.
+            Latents that are sampled start around their posterior mean given the parameters; where
+            there are more than 200 coordinates their own variances are their first mass matrix.
             Without it: from the best of several random points each.
         num_warmup: transitions of each chain that adapt step size and mass matrix.
         num_samples: draws kept from each chain.
         num_chains: chains, which take turns.
         progress: show a bar that goes away.
-        dense_mass: adapt a full mass matrix, else its diagonal.
+        dense_mass: adapt a full mass matrix, else its diagonal. None: a full one up to 200
+            coordinates.
         target_accept: acceptance probability that the step size is adapted to.
 
     Returns:
@@ -223,13 +236,15 @@ def nuts(
     and Jankowiak (2019).
     """
     _check_counts(num_warmup=num_warmup, num_samples=num_samples, num_chains=num_chains)
-    settings = Settings(num_warmup, dense_mass, target_accept)
-    model = with_latents_as_parameters(model)
+    integrated, model = model, with_latents_as_parameters(model)
+    few = start_point.num_coordinates(model) <= start_point.MOST_DENSE
+    settings = Settings(num_warmup, few if dense_mass is None else dense_mass, target_accept)
     with working(model):
         clock = {"compile": -time.perf_counter(), "warmup": 0.0, "sample": 0.0}
         target = start_point.with_prior(model)
         first, second = jax.random.split(as_key(key))
-        at = start_point.prepare(target, first, init, num_chains)
+        integrated = start_point.with_prior(integrated)
+        at = start_point.prepare(target, first, init, num_chains, integrated)
         states = ready(
             settings, target, at.chains, at.covariance, jax.random.split(second, num_chains)
         )

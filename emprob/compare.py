@@ -11,7 +11,8 @@ import pandas as pd
 from scipy.stats import gaussian_kde, norm
 
 from emprob import _arviz, agreement, chart, start_point
-from emprob.bayes import RHAT_LIMIT, Bayes
+from emprob.agreement import CONSTANT
+from emprob.bayes import RHAT_LIMIT, Bayes, constant
 from emprob.errors import ConvergenceWarning, ModelError
 from emprob.labels import LabelGroup, apply_labels, find_labels
 from emprob.precision import working
@@ -37,11 +38,13 @@ class Comparison:
         table: one row per scalar. Of a fit: estimate, se, z_shift = (posterior mean - estimate) /
             posterior sd, overlap of N(estimate, se) with the posterior (1: the same; on the log or
             logit scale where the support asks for it). Of NUTS: mean, sd, rhat, ess. `note` marks
-            what cannot be trusted. With a dict of fits the columns have the method as first level.
+            what cannot be trusted; entries that are the same number in every draw ('constant') are
+            not judged. With a dict of fits the columns have the method as first level.
         fits: by name; labels of components aligned to those of the first.
         bayes: the draws, aligned likewise.
-        khat: by name of the fit, Pareto k of the importance ratios of the exact posterior to the
-            Gaussian approximation; NaN where there is no Gaussian (a boundary, a flat direction).
+        khat: by name of the fit, Pareto k of the importance ratios of the posterior to the Gaussian
+            approximation, latents integrated as in the fit if NUTS sampled them; NaN where there is
+            no Gaussian (a boundary, a flat direction).
         seconds: by method; `attrs["what"]` says whether compiling is included.
         estimates: by name of the fit, what `table` is made of, with the bounds of the supports.
         verdict: in words, whether estimate and standard error are enough.
@@ -115,7 +118,9 @@ def compare(
     khat = {n: gaussian_khat(bayes, fits[n].model, params[n], reports[n]) for n in fits}
     seconds = _seconds(fits, bayes)
     _warn(bayes)
-    words = agreement.verdict(fits, parts, own, khat, seconds, bayes)
+    latents = next(iter(fits.values())).model.latents
+    sampled = [n for n in bayes.model.params if n in latents]
+    words = agreement.verdict(fits, parts, own, khat, seconds, bayes, sampled)
     frame = _joined(parts, own) if several else _side_by_side(next(iter(parts.values())), own)
     frame.attrs["seconds"] = seconds.to_dict()
     return Comparison(frame, fits, bayes, khat, seconds, estimates, words, draws)
@@ -167,6 +172,9 @@ def _against(rows: pd.DataFrame, draws: Mapping[str, np.ndarray]) -> pd.DataFram
     out = {}
     for label, row in rows.iterrows():
         x = draws[str(label)].ravel()
+        if constant(x):
+            out[label] = (row["estimate"], row["se"], np.nan, np.nan, CONSTANT)
+            continue
         spread = x.std(ddof=1)
         shift = (x.mean() - row["estimate"]) / spread if spread > 0 else np.nan
         out[label] = (row["estimate"], row["se"], shift, _row_overlap(row, x), row["note"])
@@ -244,7 +252,7 @@ def gaussian_khat(bayes: Bayes, model: Any, params: Mapping, report: Any) -> flo
 
     Args:
         bayes: has the program whose posterior is meant, its prior included.
-        model: of the fit.
+        model: of the fit; its integrals count where the draws have latents among them.
         params: of the fit, constrained, by site.
         report: the information there.
 
@@ -259,7 +267,8 @@ def gaussian_khat(bayes: Bayes, model: Any, params: Mapping, report: Any) -> flo
     except np.linalg.LinAlgError:
         return float("nan")
     noise = np.random.default_rng(20260101).standard_normal((NUM_RATIOS, len(root)))
-    target = start_point.with_prior(bayes.model)
+    same = set(bayes.model.params) == set(model.params)
+    target = start_point.with_prior(bayes.model if same else model)
     with working(target):
         sites = {k: jnp.asarray(params[k]) for k in target.params}
         centre = start_point.ravel(target, target.unconstrain(sites))

@@ -4,6 +4,9 @@ Conventions: the likelihood is log Z, the latents summed out, the prior not coun
 freedom are all free parameters (a simplex of K entries has K - 1), also those that end at a
 boundary; the number of observations is the number of observed values that are not missing.
 Smaller is better.
+
+Continuous latents are integrated by the model's rules; what is said of discrete latents beside them
+is of their marginal posterior.
 """
 
 from collections.abc import Mapping
@@ -18,8 +21,10 @@ from jax import Array
 
 from emprob import chart
 from emprob.curvature import as_arrays, coordinates_of, flatten, in_double, unflatten
-from emprob.estep.enumerate import inner, log_partition_of, with_naturals
-from emprob.model import factors, layout
+from emprob.errors import ModelError
+from emprob.estep.enumerate import inner, with_naturals
+from emprob.integral.expectation import log_integral, rest_factors
+from emprob.model import factor_of, layout
 from emprob.partition.plates import Factor, Layout, log_partition
 from emprob.program import Evaluation
 
@@ -56,13 +61,19 @@ def icl(log_likelihood: float, df: int, num_observations: int, entropy: float) -
 @jax.jit
 def _entropy(model: Any, params: Mapping[str, Array]) -> Array:
     out = model.evaluate(params)
-    naturals = {k: t.natural for k, t in out.terms.items()}
+    tables = [log_integral(model, params, i) for i in range(len(model.structure.integrals))]
+    entered = {t for i in model.structure.integrals for t in i.terms}
+    naturals = {k: t.natural for k, t in out.terms.items() if k not in entered}
 
-    def log_z(naturals: dict[str, Array], data: Array) -> Array:
-        return log_partition_of(_scaled_data(with_naturals(out, naturals), data))
+    def log_z(naturals: dict[str, Array], tables: list[Array], data: Array) -> Array:
+        kept = {k: t.natural for k, t in out.terms.items()}
+        changed = _scaled_data(with_naturals(out, {**kept, **naturals}), data)
+        return log_partition(rest_factors(model, changed, tables), layout(out))
 
-    value, (weights, constants) = jax.value_and_grad(log_z, (0, 1))(naturals, jnp.ones(()))
-    return value - inner(weights, naturals) - constants
+    value, found = jax.value_and_grad(log_z, (0, 1, 2))(naturals, tables, jnp.ones(()))
+    weights, branches, constants = found
+    counted = sum((jnp.sum(w * t) for w, t in zip(branches, tables, strict=True)), constants)
+    return value - inner(weights, naturals) - counted
 
 
 def _scaled_data(out: Evaluation, scale: Array) -> Evaluation:
@@ -75,7 +86,20 @@ def _scaled_data(out: Evaluation, scale: Array) -> Evaluation:
 
 
 def posterior_entropy(model: Any, params: Mapping[str, Any]) -> float:
-    """Entropy of p(latents | data, params): log Z - E[log p(data, latents | params)], in nats."""
+    """Entropy of p(latents | data, params): log Z - E[log p(data, latents | params)], in nats.
+
+    Of the discrete latents, with the continuous ones integrated out.
+
+    Raises:
+        ModelError: all latents are continuous: a differential entropy depends on their units.
+    """
+    continuous = model.structure.continuous
+    if continuous and set(model.latents) == set(continuous):
+        names = ", ".join(map(repr, continuous))
+        raise ModelError(
+            f"entropy, icl: expected a discrete latent, got only continuous ones: {names}. Their "
+            "entropy changes with their units, so it measures no overlap. Use aic or bic."
+        )
     with jax.enable_x64(True):
         return max(float(_entropy(in_double(model), as_arrays(params))), 0.0)
 
@@ -99,21 +123,22 @@ class Pointwise(NamedTuple):
 
 def independent_plates(out: Evaluation) -> tuple[str, ...]:
     """The plates that every latent and every observed factor stands in, outermost first."""
-    times = set(out.chains)
+    times = {*out.chains, *(s.time for s in out.specs.values() if s.time is not None)}
     inside = [v.plates for v in out.variables.values()]
     inside += [s.plates for s in out.specs.values() if s.own is None]
     common = frozenset.intersection(*inside) - times if inside else frozenset()
     return tuple(sorted(common, key=lambda n: out.plates[n].dim))
 
 
-def elementwise(out: Evaluation, plates: tuple[str, ...]) -> Array:
+def elementwise(model: Any, params: Mapping[str, Array], plates: tuple[str, ...]) -> Array:
     """log p(observations of an element), an axis for each of the plates."""
+    out = model.evaluate(params)
     dims = dict(out.plates)
     for name in plates:
         dims[name] = replace(dims[name], size=1)
     whole = layout(out)
     shape = Layout(dims, whole.variables, whole.chains)
-    found = factors(out)
+    found = _factors(model, params, out)
 
     def element(arrays: list[Array], actives: list[Array | None]) -> Array:
         parts = [
@@ -125,6 +150,28 @@ def elementwise(out: Evaluation, plates: tuple[str, ...]) -> Array:
     for name in reversed(plates):  # the outermost plate is the first axis
         function = _mapped(function, out.plates[name].dim)
     return function([f.array for f in found], [f.active for f in found])
+
+
+def _factors(model: Any, params: Mapping[str, Array], out: Evaluation) -> list[Factor]:
+    """The factors of the discrete latents, the integrals kept apart by series."""
+    integrals = model.structure.integrals
+    entered = {t for i in integrals for t in i.terms}
+    rest = [factor_of(out, name) for name in out.terms if name not in entered]
+    return rest + [_series_factor(model, params, out, i) for i in range(len(integrals))]
+
+
+def _series_factor(model: Any, params: Mapping[str, Array], out: Evaluation, index: int) -> Factor:
+    """An integral's table over branches and the plates of its series."""
+    integral = model.structure.integrals[index]
+    table = log_integral(model, params, index)
+    axes = [(out.variables[v].dim, n) for v, n in integral.branches]
+    axes += [(out.plates[p].dim, out.plates[p].size) for p in integral.plates]
+    order = sorted(range(len(axes)), key=lambda i: axes[i][0])
+    table = table.reshape([n for _, n in axes]).transpose(order)
+    shape = [1] * max((-dim for dim, _ in axes), default=0)
+    for dim, n in axes:
+        shape[dim] = n
+    return Factor(table.reshape(shape), frozenset(integral.plates))
 
 
 def _mapped(function: Any, dim: int) -> Any:
@@ -164,20 +211,29 @@ def _plates_of(model: Any, params: Mapping[str, Array]) -> tuple[tuple[str, ...]
             "no independent observations to take one at a time. Put the independent units under "
             "one numpyro.plate."
         )
+    for integral in model.structure.integrals:
+        if integral.gathered or not set(plates) <= set(integral.plates):
+            names = ", ".join(map(repr, integral.sites))
+            raise ModelError(
+                f"pointwise log-likelihood: the latents {names} are integrated over all elements "
+                f"of {', '.join(map(repr, plates))} together, so the elements have no likelihood "
+                "of their own. Use aic or bic."
+            )
     observed = (s.site for s in out.specs.values() if s.own is None or s.site in out.evidence)
     return plates, tuple(dict.fromkeys(observed))
 
 
 @partial(jax.jit, static_argnames="plates")
 def _pointwise(model: Any, params: Mapping[str, Array], plates: tuple[str, ...]) -> Array:
-    return elementwise(model.evaluate(params), plates)
+    return elementwise(model, params, plates)
 
 
 def pointwise(model: Any, params: Mapping[str, Any]) -> Pointwise:
     """Marginal log-likelihood of each independent element, the latents summed out.
 
     Raises:
-        ValueError: there is no plate that holds all latents and observations.
+        ValueError: there is no plate that holds all latents and observations; a `ModelError`
+            where continuous latents of its elements are integrated together.
     """
     with jax.enable_x64(True):
         model, values = in_double(model), as_arrays(params)
@@ -187,14 +243,15 @@ def pointwise(model: Any, params: Mapping[str, Any]) -> Pointwise:
 
 @partial(jax.jit, static_argnames="plates")
 def _pointwise_draws(model: Any, draws: Mapping[str, Array], plates: tuple[str, ...]) -> Array:
-    return jax.lax.map(lambda p: elementwise(model.evaluate(p), plates), dict(draws))
+    return jax.lax.map(lambda p: elementwise(model, p, plates), dict(draws))
 
 
 def pointwise_draws(model: Any, draws: Mapping[str, Any]) -> Pointwise:
     """As `pointwise`, at many parameters: draws (n, *shape) by site -> values (n, ...).
 
     Raises:
-        ValueError: there is no plate that holds all latents and observations.
+        ValueError: there is no plate that holds all latents and observations; a `ModelError`
+            where continuous latents of its elements are integrated together.
     """
     with jax.enable_x64(True):
         model, values = in_double(model), as_arrays(draws)
@@ -208,11 +265,11 @@ def _scores(model: Any, coordinates: Mapping[str, Array], plates: tuple[str, ...
 
     def weighted(flat: Array, multipliers: Array) -> Array:
         params = chart.from_coordinates(model.data.transforms, unflatten(model, flat, coordinates))
-        return jnp.vdot(multipliers, elementwise(model.evaluate(params), plates))
+        return jnp.vdot(multipliers, elementwise(model, params, plates))
 
     point = flatten(model, coordinates)
     params = chart.from_coordinates(model.data.transforms, coordinates)
-    shape = jax.eval_shape(lambda: elementwise(model.evaluate(params), plates)).shape
+    shape = jax.eval_shape(lambda: elementwise(model, params, plates)).shape
     score = lambda multipliers: jax.grad(weighted)(point, multipliers)  # noqa: E731
     return jax.jacrev(score)(jnp.ones(shape)).reshape(point.size, -1).T
 

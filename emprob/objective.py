@@ -70,14 +70,29 @@ def newton_step(f: Callable[[Params], Array], u: Params) -> Ascent:
     # a second derivative of a clipped probability can be 0 * inf: then follow the gradient
     plain = -jnp.eye(flat.size, dtype=flat.dtype) * jnp.maximum(jnp.abs(gradient).max(), 1e-3)
     hessian = jnp.where(jnp.isfinite(hessian).all(), hessian, plain)
-    scale = jnp.sqrt(jnp.maximum(jnp.abs(jnp.diagonal(hessian)), 1e-12))
-    curvature, axes = jnp.linalg.eigh(-hessian / scale[:, None] / scale[None, :])
-    size = jnp.maximum(jnp.abs(curvature), 1e-8 * jnp.max(jnp.abs(curvature)) + 1e-300)
-    step = (axes @ ((axes.T @ (gradient / scale)) / size)) / scale
+    step = _direction(hessian, gradient)
     longest = 5.0 / jnp.maximum(jnp.max(jnp.abs(step) / (1.0 + jnp.abs(flat))), 5.0)
     step = jnp.where(jnp.isfinite(step).all(), step * longest, 0.0)
     new = flat + _backtrack(g, flat, step, value, gradient) * step
     return Ascent(unravel(new), value, unravel(gradient))
+
+
+def _direction(hessian: Array, gradient: Array) -> Array:
+    """Newton's step; along the absolute value of the curvature where it is not all downwards."""
+    scale = jnp.sqrt(jnp.maximum(jnp.abs(jnp.diagonal(hessian)), 1e-12))
+    scaled, slope = -hessian / scale[:, None] / scale[None, :], gradient / scale
+    root = jnp.linalg.cholesky(scaled)
+    strong = jnp.diagonal(root).min() > 1e-3  # NaN where some curvature is not downwards
+
+    def by_root(_: None) -> Array:
+        return jax.scipy.linalg.cho_solve((root, True), slope)
+
+    def by_axes(_: None) -> Array:
+        curvature, axes = jnp.linalg.eigh(scaled)
+        size = jnp.maximum(jnp.abs(curvature), 1e-8 * jnp.max(jnp.abs(curvature)) + 1e-300)
+        return axes @ ((axes.T @ slope) / size)
+
+    return jax.lax.cond(strong, by_root, by_axes, None) / scale
 
 
 def _backtrack(g: Callable, x: Array, step: Array, value: Array, gradient: Array) -> Array:

@@ -11,6 +11,7 @@ import numpy as np
 from scipy.stats import norm
 
 from emprob import chart
+from emprob.bayes import constant
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -234,10 +235,11 @@ def plot_forest(comparison: Any, ax: Any = None, names: Sequence[str] | None = N
     Args:
         comparison: made by `compare`.
         ax: to draw on.
-        names: the scalars to draw, in order; all by default.
+        names: the scalars to draw, in order; by default all that are not constant.
     """
     first = next(iter(comparison.estimates.values()))
-    rows = list(first.index) if names is None else list(names)
+    varies = [str(label) for label in first.index if not constant(comparison.draws[str(label)])]
+    rows = varies if names is None else list(names)
     methods = [*comparison.estimates, "NUTS"]
     ax = _axes(ax, 7.0, 1.2 + (0.14 + 0.14 * len(methods)) * len(rows))
     offsets = np.linspace(-0.22, 0.22, len(methods))
@@ -308,7 +310,8 @@ def plot_states(fit: Any, name: str | None = None, ax: Any = None) -> "Axes":
     mean, sd = state.mean.reshape(length, -1), state.sd.reshape(length, -1)
     y, x = _observed(fit, length), _times(fit, length)
     if y is not None and mean.shape[1] == 1:
-        ax.plot(x, y, ".", color="0.6", markersize=4, label="data", zorder=1)
+        dots = ax.plot(x, y.reshape(length, -1), ".", color="0.6", markersize=4, zorder=1)
+        dots[0].set_label("data")  # once, however many columns
     for k in range(min(mean.shape[1], 6)):
         label = f"{name}" if mean.shape[1] == 1 else f"{name}[{k}]"
         _band(ax, x, mean[:, k], 1.96 * sd[:, k], _color(k), label)
@@ -317,7 +320,9 @@ def plot_states(fit: Any, name: str | None = None, ax: Any = None) -> "Axes":
     return _plain(ax)
 
 
-def plot_forecast(fit: Any, ahead: Any, name: str | None = None, ax: Any = None) -> "Axes":
+def plot_forecast(
+    fit: Any, ahead: Any, name: str | None = None, ax: Any = None, entry: int | None = None
+) -> "Axes":
     """The end of an observed series and what is forecast of it, with its 95 % interval.
 
     Args:
@@ -325,6 +330,11 @@ def plot_forecast(fit: Any, ahead: Any, name: str | None = None, ax: Any = None)
         ahead: from `fit.forecast`.
         name: an observed site; None: the first.
         ax: axes to draw in; None: a new figure.
+        entry: which of several series, in C order; None: the first six, each past in the colour
+            of its forecast.
+
+    Raises:
+        ValueError: there is no such entry.
     """
     ax = _axes(ax)
     name = name or next(k for k in fit.model.notes.value.observed if k in ahead.draws)
@@ -334,11 +344,15 @@ def plot_forecast(fit: Any, ahead: Any, name: str | None = None, ax: Any = None)
     width = y.shape[1]
     x = _times(fit, ahead.length)
     after = x[-1] + (x[-1] - x[-2]) * np.arange(1, ahead.steps + 1)
-    for k in range(min(width, 6)):
+    if entry is not None and not 0 <= entry < width:
+        raise ValueError(f"entry: expected 0 to {width - 1}, series of '{name}', got {entry!r}.")
+    entries = range(min(width, 6)) if entry is None else [entry]
+    for i, k in enumerate(entries):
         rows = table.iloc[k::width]
-        ax.plot(x[-shown:], y[-shown:, k], color="0.35", lw=1)
+        past = "0.35" if len(entries) == 1 else _color(i)
+        ax.plot(x[-shown:], y[-shown:, k], color=past, lw=1)
         middle = (rows["upper"] + rows["lower"]) / 2
-        _band(ax, after, rows["mean"], rows["upper"] - middle, _color(k),
+        _band(ax, after, rows["mean"], rows["upper"] - middle, _color(i),
               f"forecast of {name}" if width == 1 else f"{name}[{k}]")  # fmt: skip
     ax.legend(frameon=False)
     ax.set_title("Forecast with its 95 % interval", loc="left", fontsize=10)

@@ -54,9 +54,12 @@ def _kernel(settings: Settings) -> tuple[Any, Any]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _begin(settings: Settings, model: Any, chains: Array, covariance: Array, keys: Array) -> Any:
-    """The state of every chain before its first transition."""
+    """The state of every chain before its first transition; covariance (P, P), or (P,)."""
     init, _ = _kernel(settings)
-    inverse_mass = covariance if settings.dense_mass else jnp.diagonal(covariance)
+    if settings.dense_mass:
+        inverse_mass = covariance if covariance.ndim == 2 else jnp.diag(covariance)
+    else:
+        inverse_mass = jnp.diagonal(covariance) if covariance.ndim == 2 else covariance
 
     def one(u: Array, key: Array) -> Any:
         return init(

@@ -16,12 +16,14 @@ from numpyro.distributions.transforms import IdentityTransform, IndependentTrans
 
 from emprob.chart import coordinate_labels
 from emprob.errors import ModelError, nearest
+from emprob.posterior import marginals
 from emprob.space import LogRatioTransform
 
 NEAREST = 1e-4  # how close to a corner of a simplex or an end of an interval a chain starts
 WIDEST = 3.0  # standard deviation, at most, on the log or logit scale
 FLATTEST = 1e-4  # eigenvalue, at least, of the scaled information
 CANDIDATES = 10
+MOST_DENSE = 200  # coordinates up to which second derivatives are taken in all of them together
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Start:
     Attributes:
         params: the point they start around, constrained, by site.
         chains: (chain, P), unconstrained.
-        covariance: (P, P), the first inverse mass matrix.
+        covariance: the first inverse mass matrix, (P, P), or its diagonal (P,).
         informed: whether the point was given.
     """
 
@@ -101,15 +103,36 @@ def hessian(model: Any, u: Array) -> Array:
 # -- starts -------------------------------------------------------------------------------------
 
 
-def prepare(model: Any, key: Array, init: Any, num_chains: int) -> Start:
-    """Starting points and metric from a fit, from given parameters, or from nothing."""
+def prepare(model: Any, key: Array, init: Any, num_chains: int, integrated: Any = None) -> Start:
+    """Starting points and metric from a fit, from given parameters, or from nothing.
+
+    Args:
+        model: what is sampled.
+        key: of `jax.random`.
+        init: a `Fit`, values by site, or None.
+        num_chains: how many points.
+        integrated: the same program with its continuous latents integrated out, where `model` has
+            them as parameters: says where latents begin that `init` has no values for.
+    """
     if init is None:
         return _uninformed(model, key, num_chains)
-    return _informed(model, key, given(model, init), num_chains)
+    inside = model if integrated is None else integrated
+    params = given(model, init, inside)
+    if num_coordinates(model) > MOST_DENSE and inside.params != model.params:
+        return _wide(model, inside, key, params, num_chains)
+    return _informed(model, key, params, num_chains)
 
 
-def given(model: Any, init: Any) -> dict[str, np.ndarray]:
+def num_coordinates(model: Any) -> int:
+    """P, the length of the flat vector."""
+    return sum(int(np.prod(shape)) for shape in shapes(model).values())
+
+
+def given(model: Any, init: Any, integrated: Any = None) -> dict[str, np.ndarray]:
     """The parameters of a fit or a dict, checked against the model's.
+
+    Latents that became parameters begin at their posterior mean at the given parameters, unless
+    values are given.
 
     Raises:
         ModelError: a name is missing or unknown, or a shape is wrong.
@@ -120,7 +143,8 @@ def given(model: Any, init: Any) -> dict[str, np.ndarray]:
             raise ModelError(
                 f"init: the model has no free parameter '{name}'.{nearest(name, model.params)}"
             )
-    for name in model.params:
+    needed = model.params if integrated is None else integrated.params
+    for name in (n for n in model.params if n in params or n in needed):
         shape = np.shape(model.notes.value.initial[name])
         if name not in params:
             raise ModelError(f"init: a value for parameter '{name}' of shape {shape} is missing.")
@@ -128,14 +152,27 @@ def given(model: Any, init: Any) -> dict[str, np.ndarray]:
             raise ModelError(
                 f"init: parameter '{name}' has shape {shape}, got {np.shape(params[name])}."
             )
+    if missing := [n for n in model.params if n not in params]:
+        posterior = marginals(integrated, {n: params[n] for n in integrated.params})
+        params |= {n: posterior[n].mean for n in missing}
     return {n: np.asarray(params[n], float) for n in model.params}
 
 
-def _informed(model: Any, key: Array, params: dict, num_chains: int) -> Start:
-    inside = {n: _interior(v, model.data.transforms[n]) for n, v in params.items()}
-    u = ravel(model, model.unconstrain({n: jnp.asarray(v) for n, v in inside.items()}))
+def _centre(model: Any, params: Mapping[str, np.ndarray]) -> Array:
+    """Given parameters as (P,), inside their supports.
+
+    Raises:
+        ModelError: the log-density is not finite there.
+    """
+    inside = {n: jnp.asarray(_interior(params[n], model.data.transforms[n])) for n in model.params}
+    u = ravel(model, model.unconstrain(inside))
     if not np.isfinite(potentials(model, u[None])[0]):
         raise ModelError("init: the log-density is not finite there. Pass other values.")
+    return u
+
+
+def _informed(model: Any, key: Array, params: dict, num_chains: int) -> Start:
+    u = _centre(model, params)
     information = np.asarray(hessian(model, u))
     check_proper(model, [np.asarray(u)], [information])
     covariance = regularized_inverse(information, bounded(model))
@@ -143,6 +180,44 @@ def _informed(model: Any, key: Array, params: dict, num_chains: int) -> Start:
     moves = noise @ np.linalg.cholesky(covariance).T
     chains = np.asarray(u) + _shrink(model, np.asarray(u), moves)
     return Start(params, jnp.asarray(chains), jnp.asarray(covariance), True)
+
+
+def _wide(model: Any, integrated: Any, key: Array, params: dict, num_chains: int) -> Start:
+    """Many latents among the coordinates: second derivatives are taken in the others only.
+
+    The parameters move by their Gaussian approximation, the latents from their mean to a draw of
+    their posterior at the given parameters.
+    """
+    first, second = jax.random.split(key)
+    own = _informed(integrated, first, {n: params[n] for n in integrated.params}, num_chains)
+    posterior = marginals(integrated, own.params)
+    u = _centre(model, params)
+    draws = posterior.draw(second, num_chains)
+    draws = {n: jnp.asarray(_interior(draws[n], model.data.transforms[n])) for n in draws}
+    moved = jax.vmap(lambda row: unravel(integrated, row))(own.chains)
+    moved |= jax.vmap(lambda values: latent_coordinates(model, values))(draws)
+    chains = jnp.concatenate([moved[n].reshape(num_chains, -1) for n in model.params], 1)
+    steps = _shrink(model, np.asarray(u), np.asarray(chains - u))
+    variance = unravel(integrated, jnp.diagonal(own.covariance))
+    variance |= {n: _latent_variance(model, n, posterior[n]) for n in draws}
+    return Start(params, u + jnp.asarray(steps), ravel(model, variance), True)
+
+
+def latent_coordinates(model: Any, values: Mapping[str, Array]) -> dict[str, Array]:
+    """Values of some sites -> unconstrained, by site."""
+    return {n: model.data.transforms[n].inv(x) for n, x in values.items()}
+
+
+def _latent_variance(model: Any, name: str, posterior: Any) -> Array:
+    """Variance of every unconstrained coordinate, to first order; 1 where they mix entries."""
+    transform = model.data.transforms[name]
+    inner = transform.base_transform if isinstance(transform, IndependentTransform) else transform
+    mean = jnp.asarray(_interior(posterior.mean, transform))
+    if inner.domain.event_dim or inner.codomain.event_dim:
+        return jnp.ones(transform.inverse_shape(mean.shape))
+    _, slope = jax.jvp(inner.inv, (mean,), (jnp.ones_like(mean),))
+    variance = slope**2 * jnp.asarray(posterior.variance)
+    return jnp.where(jnp.isfinite(variance) & (variance > 0), variance, 1.0)
 
 
 def _shrink(model: Any, u: np.ndarray, moves: np.ndarray) -> np.ndarray:

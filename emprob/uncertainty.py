@@ -70,11 +70,11 @@ def outputs(model: Any, params: Mapping[str, Any], report: UncertaintyReport) ->
         model, values = in_double(model), as_arrays(params)
         w = coordinates_of(model, values)
         found, slopes = jax.tree.map(np.asarray, outputs_jacobian(model, w))
-    names = [*model.params, *found["deterministics"]]
-    found = {**found["deterministics"], **{n: np.asarray(values[n]) for n in model.params}}
+        names = [*model.params, *found["deterministics"]]
+        found = {**found["deterministics"], **{n: np.asarray(values[n]) for n in model.params}}
+        low, high = _limits(model, found, names)
     slopes = {**slopes["deterministics"], **slopes["params"]}
     sizes = [found[n].size for n in names]
-    low, high = _limits(model, found, names)
     score = np.full(sum(sizes), np.nan)
     count = sum(found[n].size for n in model.params)
     score[:count] = _own_scores(model, found, w, report.score)

@@ -21,6 +21,7 @@ Data, chapter 8; Tipping and Bishop (1999), JRSS B 61(3), section 3.2, for D - 1
 (1977), JRSS B 39(1), discussion of Dempster, Laird and Rubin, for twelve rows with two maxima.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,8 @@ import numpyro
 import numpyro.distributions as dist
 import pandas as pd
 
+import emprob as ep
+from emprob.models import _report
 from emprob.models._draws import generator
 
 # Correlation 0.5 or -0.5 fits equally well; 0 is a saddle between them.
@@ -148,3 +151,92 @@ def load() -> pd.DataFrame:
         ) from error
     frame = fertility.load_pandas().data.set_index("Country Name")
     return frame[["1960", "1980", "2000", "2010"]].astype(float)
+
+
+# -- the main job ---------------------------------------------------------------------------------
+
+
+def by_treatment(y: np.ndarray, opt: _report.Options) -> pd.DataFrame:
+    """Means by maximum likelihood from all cells, from complete rows, and column by column."""
+    complete = y[np.isfinite(y).all(1)]
+    found = ep.fit(ep.bind(saturated, y, prior=False), key=opt.seed, progress=False)
+    rows = {
+        f"all {np.isfinite(y).sum()} cells": found.params["mu"],
+        f"{len(complete)} complete rows": complete.mean(0), "each column": np.nanmean(y, 0),
+    }  # fmt: skip
+    return pd.DataFrame(rows).T
+
+
+def main(argv: Sequence[str] | None = None) -> ep.Fit:
+    """Means with and without the rows that have holes; MAP beside NUTS; returns the fit."""
+    p = _report.parser("Normal data with holes: births per woman", num_starts=1)
+    opt = _report.options(p.parse_args(argv))
+    frame = load()
+    y = frame.to_numpy()
+    _report.heading("Mean births per woman, by what is done about the holes")
+    _report.show(by_treatment(y, opt).set_axis(frame.columns, axis=1))
+    model = ep.bind(saturated, y)
+    _report.heading("The plan")
+    print(model)
+    found = _report.fit(model, opt)
+    _report.show(found.summary())
+    comparison = _report.beside(found, opt)
+    source = found if comparison is None else comparison.bayes
+    name = "missing_data_normal"
+    _report.say_where(
+        [
+            _report.save_figure(draw(found, frame), opt.out / f"{name}.png"),
+            _report.save_draws(source.to_arviz(), opt.out / f"{name}.nc"),
+        ]
+    )
+    return found
+
+
+def filled(found: ep.Fit, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows with their holes filled by conditional means, and the standard deviations there.
+
+    Args:
+        found: a fit of either program.
+        y: (N, D) with NaN.
+
+    Returns:
+        values (N, D) and standard deviations (N, D), zero where y is known.
+    """
+    mu = found.params["mu"]
+    rows = found.summary()["estimate"]
+    d = len(mu)
+    Sigma = np.array([[rows[f"Sigma[{i},{j}]"] for j in range(d)] for i in range(d)])
+    values, sd = y.copy(), np.zeros_like(y)
+    for n, row in enumerate(y):
+        there = np.isfinite(row)
+        gain = np.linalg.solve(Sigma[np.ix_(there, there)], Sigma[np.ix_(there, ~there)]).T
+        values[n, ~there] = mu[~there] + gain @ (row[there] - mu[there])
+        left = Sigma[np.ix_(~there, ~there)] - gain @ Sigma[np.ix_(there, ~there)]
+        sd[n, ~there] = np.sqrt(np.diag(left))
+    return values, sd
+
+
+def draw(found: ep.Fit, frame: pd.DataFrame) -> Any:
+    """Two of the years against each other, with the countries that have only one of them."""
+    import matplotlib.pyplot as plt
+
+    from emprob.plot import COLORS
+
+    y = frame.to_numpy()
+    values, sd = filled(found, y)
+    first, last = 1, y.shape[1] - 1
+    hole = np.isfinite(y).any(1) & ~np.isfinite(y[:, [first, last]]).all(1)
+    figure, ax = plt.subplots(figsize=(6, 4.6), layout="constrained")
+    ax.plot(y[:, first], y[:, last], ".", color="0.6", label="both years known")
+    ax.errorbar(
+        values[hole, first], values[hole, last], 1.96 * sd[hole, last], 1.96 * sd[hole, first],
+        fmt="o", color=COLORS[1], markersize=4, elinewidth=0.8, label="filled in, 95 %",
+    )  # fmt: skip
+    ax.set(xlabel=f"births per woman, {frame.columns[first]}")
+    ax.set(ylabel=f"births per woman, {frame.columns[last]}")
+    ax.legend(frameon=False)
+    return figure
+
+
+if __name__ == "__main__":
+    main()

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from emprob.integral import steady
 from emprob.integral.integral import Field, Integral, field, series_sums, values_of
 from emprob.model import LatentModel, factor_of, layout
 from emprob.partition.plates import Factor, Reduce, log_partition, log_sum_exp
@@ -67,6 +68,8 @@ def problem(model: LatentModel, params: Mapping[str, Array], index: int) -> Prob
 
 def log_integral(model: LatentModel, params: Mapping[str, Array], index: int) -> Array:
     """The log-integral of every branch and series, (B, S), differentiable in the parameters."""
+    if model.structure.integrals[index].steady is not None:
+        return steady.log_integral(model, params, index)
     p = problem(model, params, index)
     return p.integral.rule.log_integral(p)
 
@@ -120,7 +123,11 @@ def solve(model: LatentModel, params: Params, index: int) -> Solution:
 
 def expectation(model: LatentModel, params: Params) -> Posterior:
     """log Z, the atoms of the continuous latents, and the weights of every log-factor at them."""
-    solutions = [solve(model, params, i) for i in range(len(model.structure.integrals))]
+    groups = model.structure.integrals
+    solutions: list[Any] = [
+        solve(model, params, i) if g.steady is None else steady.solve(model, params, i)
+        for i, g in enumerate(groups)
+    ]
     out = model.evaluate(params)
     rest = {k: t.natural for k, t in out.terms.items() if k not in _entered(model)}
 
@@ -129,11 +136,16 @@ def expectation(model: LatentModel, params: Params) -> Posterior:
         changed = replace(out, terms=terms)
         return log_partition(rest_factors(model, changed, tables), layout(out))
 
-    tables = [s.value for s in solutions]
+    tables = [s[0] for s in solutions]
     value, (weights, branches) = jax.value_and_grad(total, (0, 1))(rest, tables)
     atoms = []
     for i, (solution, branch) in enumerate(zip(solutions, branches, strict=True)):
-        points, at = atom_weights(model, params, i, solution, branch, out)
+        if groups[i].steady is None:
+            points, at = atom_weights(model, params, i, solution, branch, out)
+        else:
+            points = solution[1].values
+            there, axes = evaluate_at(model, params, i, points, out)
+            at = steady.weights(model, i, solution[1], there, axes)
         atoms.append(points)
         weights = {**weights, **at}
     return Posterior(value, weights, tuple(atoms))
@@ -206,12 +218,14 @@ def evaluate_at(
     marks = jax.tree.leaves(axes, is_leaf=lambda x: x is None)
 
     def run(values: Atoms) -> list[Array]:
-        found = model.evaluate(params, values)
+        changed, latents = steady.with_leaves(model, values)
+        found = changed.evaluate(params, latents)
         return jax.tree.leaves({k: found.terms[k] for k in integral.terms})
 
     leaves = jax.vmap(run, in_axes=(0,), out_axes=marks)(atoms)
     stacked = jax.tree.unflatten(jax.tree.structure(terms), leaves)
-    return replace(out, terms={**out.terms, **stacked}), axes
+    plates = out.plates if integral.steady is None else steady.one_step(out.plates)
+    return replace(out, terms={**out.terms, **stacked}, plates=plates), axes
 
 
 def evaluate_all(

@@ -24,6 +24,7 @@ from emprob.errors import ModelError
 from emprob.estep.conjugate import Conjugate, design
 from emprob.estep.gaussian import Gaussian
 from emprob.estep.laplace import Laplace
+from emprob.integral import steady
 from emprob.integral.block import Block, Slot
 from emprob.integral.integral import Integral, IntegralData, field, values_of
 from emprob.integral.kernels import Kernel, candidates
@@ -50,6 +51,8 @@ def with_integrals(model: LatentModel, points: Sequence[Mapping], sites: Mapping
         integral, arrays = _classified(model, points, group, marks, sites)
         integrals.append(integral)
         data.append(arrays)
+    if len(integrals) == 1:
+        integrals[0], data[0] = steady.found(model, points, integrals[0], data[0])
     return _attached(model, integrals, data)
 
 
@@ -78,14 +81,9 @@ def _marks(model: LatentModel, params: Mapping) -> dict[str, dict[tuple[str, str
         found[name] = {
             (term, part): mark
             for term, parts in tree.items()
-            for part, mark in _parts(parts)
+            for part, mark in steady.named(parts)
         }  # fmt: skip
     return found
-
-
-def _parts(parts: Mapping[str, Any]) -> list[tuple[str, bool]]:
-    named = [(k, v) for k, v in parts.items() if k != "arguments"]
-    return named + [(f"arguments.{k}", v) for k, v in parts["arguments"].items()]
 
 
 def _groups(sites: Sequence[str], marks: Mapping) -> list[tuple[str, ...]]:
@@ -113,7 +111,8 @@ def _classified(model, points, group, marks, sites) -> tuple[Integral, IntegralD
     integral = replace(integral, quadratic=quadratic)
     names = ", ".join(map(repr, group))
     if quadratic:
-        return replace(integral, rule=Gaussian(), why="the log-density is quadratic"), data
+        integral = replace(integral, rule=Gaussian(), why="the log-density is quadratic")
+        return integral, data
     found = _conjugate(model, points, integral, data, sites)
     if found is not None:
         return found
@@ -219,7 +218,8 @@ def _check_branches(model: LatentModel, integral: Integral) -> None:
                 f"latents {names} and the discrete latent '{v.site}' meet in a factor, and "
                 f"'{v.site}' has more than one value for each element: the exact sum has a branch "
                 "for every combination. A Monte Carlo or particle E-step is needed (not in this "
-                "version); ep.nuts runs the program as written if the discrete latent is summed out."
+                "version); ep.nuts runs the program as written if the discrete latent is summed "
+                "out."
             )
 
 

@@ -33,6 +33,7 @@ class Integral:
         quadratic: whether the log-density is quadratic in the coordinates at any parameters.
         rule: the E-step's settings; says how to integrate.
         why: why that rule.
+        steady: steady.Steady where all steps of a chain are one quadratic.
     """
 
     block: Block
@@ -44,6 +45,7 @@ class Integral:
     quadratic: bool
     rule: Any
     why: str = ""
+    steady: Any = None
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -66,12 +68,14 @@ class IntegralData(NamedTuple):
         real: (S, T, D), 1 for a coordinate of a latent, 0 for padding and masked latents.
         cells: by term, the series of each cell (empty unless `gathered`).
         transforms: by site, coordinates -> values.
+        steady: steady.SteadyData, or None.
     """
 
     centre: Array
     real: Array
     cells: dict[str, Array]
     transforms: dict[str, Transform]
+    steady: Any = None
 
 
 def values_of(integral: Integral, data: IntegralData, z: Array) -> dict[str, Array]:

@@ -232,6 +232,13 @@ def smooth(diag: Array, below: Array, h: Array) -> Moments:
     return _smooth(_eliminate(symmetric(diag), below, h))
 
 
+def integrate(diag: Array, below: Array, h: Array) -> tuple[Array, Moments]:
+    """`log_integral` and `smooth` in one elimination."""
+    _check(diag, below, h)
+    eliminated = _eliminate(symmetric(diag), below, h)
+    return _value(eliminated), _smooth(eliminated)
+
+
 def draw(diag: Array, below: Array, h: Array, noise: Array) -> Array:
     """A draw of the whole chain, exact; the mean where the noise is zero.
 
