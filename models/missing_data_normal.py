@@ -2,19 +2,18 @@
 
     y_n ~ Normal(mu, Sigma),   of which some cells are NaN, whichever they are
 
-Two programs of the same law. NumPyro scores a vector as a whole, so a vector with a hole in it
-(`MultivariateNormal` observed with a NaN) is left out as a whole; these two use what is there.
+Three programs of the same law. NumPyro scores a vector as a whole, so a vector with a hole in it
+(`MultivariateNormal` observed with a NaN) is left out as a whole; these three use what is there.
 
 - `saturated`: factors under independent noise of one size, in units c_j of each variable's spread,
       z_n ~ Normal(0, I_{D-1}),   y_nj | z_n ~ Normal(mu_j + W_j z_n, (sd c_j)^2).
   With D - 1 factors, W W' + sd^2 diag(c)^2 is any covariance matrix there is (sd^2 is the least
   eigenvalue of the scaled one), and given z the cells are independent: a missing cell drops out.
 - `by_pattern`: no latent at all; rows with the same holes have a normal law of the cells they have.
+- `imputed`: NumPyro's own idiom; every missing cell is a latent, put into its hole. The latents are
+  one dense block, whose cost grows with the cube of the number of holes: for small data.
 
-The third way, missing cells as latents that are put into the holes of y, makes a value that is
-observed depend on a latent; that is no program that emprob can take apart.
-
-Both are valid if whether a cell is missing depends on what is observed only (missing at random).
+All are valid if whether a cell is missing depends on what is observed only (missing at random).
 
 Source: Rubin (1976), Biometrika 63(3); Little and Rubin (2019), Statistical Analysis with Missing
 Data, chapter 8; Tipping and Bishop (1999), JRSS B 61(3), section 3.2, for D - 1 factors; Murray
@@ -84,16 +83,39 @@ def by_pattern(patterns: Patterns, *rows: Any) -> None:
         *rows: for each pattern, the cells that are there (N_p, D_p).
     """
     width = patterns.width
-    mu = numpyro.sample("mu", dist.Normal(0.0, 1000.0).expand([width]).to_event(1))
-    sd = numpyro.sample("sd", dist.HalfNormal(1000.0).expand([width]).to_event(1))
-    R = numpyro.sample("R", dist.LKJCholesky(width, 1.0))
-    root = sd[..., :, None] * R
-    Sigma = numpyro.deterministic("Sigma", root @ jnp.swapaxes(root, -1, -2))
+    mu, root = _normal(width)
+    Sigma = root @ jnp.swapaxes(root, -1, -2)
     for i, (y, which) in enumerate(zip(rows, patterns.columns, strict=True)):
         j = np.array(which)
         law = dist.MultivariateNormal(mu[..., j], Sigma[..., j[:, None], j])
         with numpyro.plate(f"rows {i}", len(y)):
             numpyro.sample(f"y {i}", law, obs=y)
+
+
+def imputed(y: Any, row: Any, column: Any) -> None:
+    """Every missing cell is a latent; bind with `latents=("x",)`.
+
+    Args:
+        y: (N, D), with anything in the holes.
+        row: (M,), of the holes.
+        column: (M,), of the holes.
+    """
+    mu, root = _normal(y.shape[1])
+    # Not a prior: the law of x is what the rows make of it.
+    x = numpyro.sample("x", dist.Normal(0.0, 1.0).expand([len(row)]).to_event(1).mask(False))
+    full = jnp.asarray(y).at[row, column].set(x)
+    with numpyro.plate("rows", len(y)):
+        numpyro.sample("y", dist.MultivariateNormal(mu, scale_tril=root), obs=full)
+
+
+def _normal(width: int) -> tuple:
+    """Mean and Cholesky factor."""
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1000.0).expand([width]).to_event(1))
+    sd = numpyro.sample("sd", dist.HalfNormal(1000.0).expand([width]).to_event(1))
+    R = numpyro.sample("R", dist.LKJCholesky(width, 1.0))
+    root = sd[..., :, None] * R
+    numpyro.deterministic("Sigma", root @ jnp.swapaxes(root, -1, -2))
+    return mu, root
 
 
 def split(y: np.ndarray) -> tuple[Patterns, list[np.ndarray]]:

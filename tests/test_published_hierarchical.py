@@ -341,6 +341,26 @@ def test_holes_by_factors_and_by_patterns_are_the_same_law():
     np.testing.assert_allclose(errors[1]["Sigma"], errors[0]["Sigma"], rtol=1e-3)
 
 
+@pytest.mark.slow
+def test_cells_as_latents_are_the_same_law_and_their_posterior_fills_the_holes():
+    y, _ = missing_data_normal.simulate(4, 50)
+    row, column = np.nonzero(np.isnan(y))
+    init = {"mu": np.nanmean(y, 0), "sd": np.nanstd(y, 0), "R": np.eye(3)}
+    whole = np.nan_to_num(y)
+    model = ep.bind(
+        missing_data_normal.imputed, whole, row, column, latents=("x",), prior=False
+    )  # fmt: skip
+    found = ep.fit(model, init=init, progress=False)
+    other = fit(missing_data_normal.saturated, y)
+    assert found.converged, found.message
+    assert found.log_likelihood == pytest.approx(other.log_likelihood, abs=1e-6)
+    np.testing.assert_allclose(found.params["mu"], other.params["mu"], atol=1e-3)
+    values, sd = missing_data_normal.filled(found, y)
+    cell = found.posterior["x"]
+    np.testing.assert_allclose(cell.mean, values[row, column], rtol=1e-7)
+    np.testing.assert_allclose(np.sqrt(cell.variance), sd[row, column], rtol=1e-7)
+
+
 def flat(split):
     patterns, rows = split
     return patterns, *rows
