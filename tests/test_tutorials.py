@@ -27,7 +27,12 @@ START, END = "2008", "2008"
 NUM_STARTS = 2
 NUM_WARMUP, NUM_DRAWS = 60, 60
 NUM_SIMULATED = 2
-"""
+""",
+    "02_state_space": """
+NUM_WARMUP, NUM_DRAWS = 60, 60
+NUM_AHEAD = 5
+NUM_FORECASTS = 120
+""",
 }
 
 every_tutorial = pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.stem)
