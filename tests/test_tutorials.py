@@ -33,6 +33,9 @@ NUM_WARMUP, NUM_DRAWS = 60, 60
 NUM_AHEAD = 5
 NUM_FORECASTS = 120
 """,
+    "03_random_effects": """
+NUM_WARMUP, NUM_DRAWS = 60, 60
+""",
 }
 
 every_tutorial = pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.stem)
