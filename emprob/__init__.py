@@ -23,6 +23,7 @@ from emprob.estep.gaussian import Gaussian
 from emprob.estep.laplace import Laplace
 from emprob.fit import fit, steps
 from emprob.forecast import Forecast, forecast
+from emprob.importance import ImportanceReport, importance
 from emprob.labels import align_labels
 from emprob.map import MAP
 from emprob.model import LatentModel
@@ -63,6 +64,7 @@ __all__ = [
     "Forecast",
     "Gradient",
     "IdentifiabilityWarning",
+    "ImportanceReport",
     "Info",
     "LatentModel",
     "ModelError",
@@ -78,6 +80,7 @@ __all__ = [
     "compare",
     "fit",
     "forecast",
+    "importance",
     "load",
     "nuts",
     "plot_forecast",

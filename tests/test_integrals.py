@@ -177,6 +177,12 @@ GAUSSIAN = {
     "vector_chain": (
         vector_chain, (RNG.normal(size=(6, 3)), RNG.normal(size=(6, 2))), {"x0": (2,), "x": (6, 2)},
     ),
+    "level, alike": (level, (RNG.normal(size=12),), {"x0": (), "x": (12,)}),
+    "vector_chain, alike": (
+        vector_chain, (RNG.normal(size=(12, 3)), RNG.normal(size=(12, 2))),
+        {"x0": (2,), "x": (12, 2)},
+    ),
+    "factors, alike": (factors, (RNG.normal(size=(14, 3)),), {"z": (14, 2)}),
     "panel": (panel, (RNG.normal(size=(5, 3)),), {"x0": (3,), "x": (5, 3)}),
 }  # fmt: skip
 
@@ -190,6 +196,7 @@ def test_gaussian_equals_dense_algebra(name):
     program, args, shapes = GAUSSIAN[name]
     model = ep.bind(program, *args, prior=False)
     assert {type(i.rule) for i in model.structure.integrals} == {ep.Gaussian}
+    assert ("alike" in name) == (model.structure.integrals[0].steady is not None)
     params = start_of(model)
     dense = Dense(program, args, params, shapes)
     value, slope = jax.jit(jax.value_and_grad(model.log_partition))(params)
@@ -219,7 +226,9 @@ def test_gaussian_equals_dense_algebra(name):
             np.testing.assert_allclose(pairwise, pairs, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("name", ["level", "two_lags", "panel", "vector_chain"])
+@pytest.mark.parametrize(
+    "name", ["level", "level, alike", "two_lags", "panel", "vector_chain", "vector_chain, alike"]
+)
 def test_missing_observations_are_left_out(name):
     """As if the masked entries had a variance beyond all bounds, up to their constants."""
     program, args, shapes = GAUSSIAN[name]

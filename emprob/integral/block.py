@@ -9,7 +9,7 @@ standard normal of its own, which integrates to one.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -87,6 +87,16 @@ class Block:
     @property
     def is_chain(self) -> bool:
         return self.num_positions > 1
+
+    def resized(self, series: tuple[int, ...]) -> "Block":
+        """The layout of the same latents in plates of other sizes."""
+
+        def shape(slot: Slot) -> tuple[int, ...]:
+            sizes = dict(zip(slot.axes, series, strict=True))
+            return tuple(sizes.get(i, n) for i, n in enumerate(slot.shape))
+
+        slots = tuple(s._replace(shape=shape(s)) for s in self.slots)
+        return replace(self, slots=slots, series=series)
 
     def pack(self, values: Mapping[str, Array], fill: float = 0.0) -> Array:
         """Values by site -> (S, T, D)."""

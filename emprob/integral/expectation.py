@@ -69,7 +69,7 @@ def problem(model: LatentModel, params: Mapping[str, Array], index: int) -> Prob
 def log_integral(model: LatentModel, params: Mapping[str, Array], index: int) -> Array:
     """The log-integral of every branch and series, (B, S), differentiable in the parameters."""
     if model.structure.integrals[index].steady is not None:
-        return steady.log_integral(model, params, index)
+        return model.structure.integrals[index].steady.log_integral(model, params, index)
     p = problem(model, params, index)
     return p.integral.rule.log_integral(p)
 
@@ -125,7 +125,7 @@ def expectation(model: LatentModel, params: Params) -> Posterior:
     """log Z, the atoms of the continuous latents, and the weights of every log-factor at them."""
     groups = model.structure.integrals
     solutions: list[Any] = [
-        solve(model, params, i) if g.steady is None else steady.solve(model, params, i)
+        solve(model, params, i) if g.steady is None else g.steady.solve(model, params, i)
         for i, g in enumerate(groups)
     ]
     out = model.evaluate(params)
@@ -224,7 +224,7 @@ def evaluate_at(
 
     leaves = jax.vmap(run, in_axes=(0,), out_axes=marks)(atoms)
     stacked = jax.tree.unflatten(jax.tree.structure(terms), leaves)
-    plates = out.plates if integral.steady is None else steady.one_step(out.plates)
+    plates = out.plates if integral.steady is None else integral.steady.one_step(out.plates)
     return replace(out, terms={**out.terms, **stacked}, plates=plates), axes
 
 

@@ -24,7 +24,7 @@ from emprob.errors import ModelError
 from emprob.estep.conjugate import Conjugate, design
 from emprob.estep.gaussian import Gaussian
 from emprob.estep.laplace import Laplace
-from emprob.integral import steady
+from emprob.integral import rows, steady
 from emprob.integral.block import Block, Slot
 from emprob.integral.integral import Integral, IntegralData, field, values_of
 from emprob.integral.kernels import Kernel, candidates
@@ -52,7 +52,8 @@ def with_integrals(model: LatentModel, points: Sequence[Mapping], sites: Mapping
         integrals.append(integral)
         data.append(arrays)
     if len(integrals) == 1:
-        integrals[0], data[0] = steady.found(model, points, integrals[0], data[0])
+        search = steady.found if integrals[0].block.is_chain else rows.found
+        integrals[0], data[0] = search(model, points, integrals[0], data[0])
     return _attached(model, integrals, data)
 
 

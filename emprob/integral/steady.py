@@ -7,7 +7,7 @@ the M-step needs are the moments of v summed over steps: a few atoms with these 
 program at one step, stand for the whole series, however long it is.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -38,9 +38,22 @@ class Steady:
     leaves: tuple[int, ...]
     shapes: tuple[tuple[int, ...], ...]
 
-    @property
-    def num_inputs(self) -> int:
-        return int(sum(np.prod(s, dtype=int) for s in self.shapes))
+    def log_integral(self, model: LatentModel, params: Mapping, index: int) -> Array:
+        """The log-integral, (1, 1), differentiable in the parameters."""
+        integral, data = model.structure.integrals[index], model.data.integrals[index].steady
+        constant, diag, below, h = _chain(integral, data, quadratic(model, params, index))
+        return (constant + gaussian_chain.log_integral(diag, below, h)).reshape(1, 1)
+
+    def solve(self, model: LatentModel, params: Mapping, index: int) -> tuple[Array, "Atoms"]:
+        """The log-integral (1, 1) and the atoms."""
+        integral, data = model.structure.integrals[index], model.data.integrals[index].steady
+        constant, diag, below, h = _chain(integral, data, quadratic(model, params, index))
+        total, moments = gaussian_chain.integrate(diag, below, h)
+        return (constant + total).reshape(1, 1), _atoms(model, integral, data, moments)
+
+    def one_step(self, plates: Mapping[str, Plate]) -> dict[str, Plate]:
+        """The plates of a series of one step."""
+        return {k: replace(p, size=1) if p.is_time else p for k, p in plates.items()}
 
 
 class SteadyData(NamedTuple):
@@ -102,17 +115,17 @@ def at_step(integral: Integral, leaves: Sequence[Array], v: Array, seen: Array) 
     width = integral.block.step_width
     one = replace(integral.block, length=1)
     values: dict[str, Array] = dict(one.unpack(v[: 2 * width].reshape(1, 2, width)))
-    inputs, start = jnp.where(seen, v[2 * width :], jnp.nan), 0
-    for i, shape in zip(integral.steady.leaves, integral.steady.shapes, strict=True):
+    return values | placed(integral.steady, leaves, jnp.where(seen, v[2 * width :], jnp.nan))
+
+
+def placed(alike: Any, leaves: Sequence[Array], inputs: Array) -> dict[str, Array]:
+    """The inputs (P,) of one step or row as the program's arrays, under `@number`."""
+    values, start = {}, 0
+    for i, shape in zip(alike.leaves, alike.shapes, strict=True):
         size = int(np.prod(shape, dtype=int))
         values[_array(i)] = inputs[start : start + size].reshape(1, *shape).astype(leaves[i].dtype)
         start += size
     return values
-
-
-def one_step(plates: Mapping[str, Plate]) -> dict[str, Plate]:
-    """The plates of a series of one step."""
-    return {k: replace(p, size=1) if p.is_time else p for k, p in plates.items()}
 
 
 def with_leaves(model: LatentModel, values: Mapping) -> tuple[LatentModel, dict[str, Array]]:
@@ -139,14 +152,16 @@ def _middle(integral: Integral, data: SteadyData) -> Array:
     return jnp.concatenate([jnp.zeros(2 * integral.block.step_width), data.middle])
 
 
+def derivatives(f: Callable[[Array], Array], x: Array) -> tuple[Array, Array, Array]:
+    """Value, gradient and Hessian."""
+    (value, slope), push = jax.linearize(jax.value_and_grad(f), x)
+    return value, slope, jax.vmap(lambda e: push(e)[1])(jnp.eye(x.size, dtype=x.dtype))
+
+
 def quadratic(model: LatentModel, params: Mapping, index: int) -> Quadratic:
     """The factors' values and derivatives around the middle, differentiable in the parameters."""
     integral, data = model.structure.integrals[index], model.data.integrals[index].steady
     width, v0 = integral.block.step_width, _middle(integral, data)
-
-    def derivatives(f, x: Array) -> tuple[Array, Array, Array]:
-        (value, slope), push = jax.linearize(jax.value_and_grad(f), x)
-        return value, slope, jax.vmap(lambda e: push(e)[1])(jnp.eye(x.size, dtype=x.dtype))
 
     steps = jax.vmap(
         lambda seen: derivatives(lambda v: _step(model, params, index, v, seen)[0], v0)
@@ -177,13 +192,6 @@ def _chain(integral: Integral, data: SteadyData, q: Quadratic):
     return constant + q.first_value, diag, -curve[:, d : 2 * d, :d], h
 
 
-def log_integral(model: LatentModel, params: Mapping, index: int) -> Array:
-    """The log-integral, (1, 1), differentiable in the parameters."""
-    integral, data = model.structure.integrals[index], model.data.integrals[index].steady
-    constant, diag, below, h = _chain(integral, data, quadratic(model, params, index))
-    return (constant + gaussian_chain.log_integral(diag, below, h)).reshape(1, 1)
-
-
 class Atoms(NamedTuple):
     """What stands for the series: values (A, ...) and the weight of each kind of factor (A,).
 
@@ -196,15 +204,6 @@ class Atoms(NamedTuple):
     values: dict
     steps: Array
     start: Array
-
-
-def solve(model: LatentModel, params: Mapping, index: int) -> tuple[Array, Atoms]:
-    """The log-integral (1, 1) and the atoms."""
-    integral, data = model.structure.integrals[index], model.data.integrals[index].steady
-    constant, diag, below, h = _chain(integral, data, quadratic(model, params, index))
-    total, moments = gaussian_chain.integrate(diag, below, h)
-    value = constant + total
-    return value.reshape(1, 1), _atoms(model, integral, data, moments)
 
 
 def _atoms(model: LatentModel, integral: Integral, data: SteadyData, moments) -> Atoms:
@@ -222,12 +221,12 @@ def _atoms(model: LatentModel, integral: Integral, data: SteadyData, moments) ->
     covariance = covariance.at[:, :d, d : 2 * d].add(cross)
     covariance = covariance.at[:, d : 2 * d, :d].add(jnp.swapaxes(cross, 1, 2))
     covariance = covariance / sizes[:, None, None]
-    steps = jax.vmap(_cloud)(mean, covariance)  # (M, 2V, V)
+    steps = jax.vmap(cloud)(mean, covariance)  # (M, 2V, V)
     each = steps.shape[1]
     place = lambda v, seen: at_step(integral, model.data.leaves, v, seen)  # noqa: E731
     points = jax.vmap(lambda row, seen: jax.vmap(lambda v: place(v, seen))(row))(steps, data.seen)
     points = jax.tree.map(lambda a: a.reshape(count * each, *a.shape[2:]), points)
-    first = _cloud(moments.means[0], moments.covariances[0])
+    first = cloud(moments.means[0], moments.covariances[0])
     first = jnp.concatenate([first, jnp.zeros((len(first), d)) + v[0, d : 2 * d],
                              jnp.zeros((len(first), x.shape[1])) + x[0]], 1)  # fmt: skip
     starts = jax.vmap(lambda v: place(v, data.seen[data.pattern[0]]))(first)
@@ -241,7 +240,7 @@ def _atoms(model: LatentModel, integral: Integral, data: SteadyData, moments) ->
     )
 
 
-def _cloud(mean: Array, covariance: Array) -> Array:
+def cloud(mean: Array, covariance: Array) -> Array:
     """Equally weighted points (2V, V) with a mean and a covariance that may be singular."""
     scale = jnp.sqrt(jnp.maximum(jnp.diagonal(covariance), 1e-300))
     values, axes = jnp.linalg.eigh(covariance / scale[:, None] / scale)
@@ -257,7 +256,7 @@ def weights(
     Args:
         model: a bound model.
         index: of the integral.
-        atoms: from `solve`.
+        atoms: that stand for the steps or rows.
         out: the program at the atoms, and
         axes: which of its arrays have them (`expectation.evaluate_at`).
     """
@@ -307,7 +306,7 @@ def found(
     arrays = _data(np.concatenate([*rows, np.zeros((block.length, 0))], 1))
     if arrays is None:
         return integral, data
-    moving = integral.moving | _moving(model, points[0], steady, integral)
+    moving = integral.moving | moving_with(model, points[0], steady, integral)
     changed = replace(integral, steady=steady, moving=moving)
     more = data._replace(steady=arrays)
     try:
@@ -317,8 +316,8 @@ def found(
     return (changed, more) if good else (integral, data)
 
 
-def _moving(
-    model: LatentModel, params: Mapping, steady: Steady, integral: Integral
+def moving_with(
+    model: LatentModel, params: Mapping, steady: Any, integral: Integral
 ) -> frozenset[tuple[str, str]]:
     """Which arrays of which entered factors depend on the inputs."""
 
