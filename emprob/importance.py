@@ -96,7 +96,7 @@ def importance(fit: Any, key: Any, n: int = 1000) -> ImportanceReport:
 
 
 class _Found(NamedTuple):
-    """Log Z both ways, and the log-ratios of each integral, (n, B, S)."""
+    """Log Z both ways, and the log-ratios of each integral, (n, 2, B, S)."""
 
     log_evidence: Any
     error: Any
@@ -117,9 +117,10 @@ def _corrected(model: Any, params: dict[str, Array], key: Array, num: int) -> _F
             variances.append(jnp.zeros_like(rough[-1]))
             continue
         logs = log_ratios(p, k, num)
-        mean = jax.nn.logsumexp(logs, 0) - jnp.log(num)
+        mean = jax.nn.logsumexp(logs, (0, 1)) - jnp.log(2 * num)
+        pairs = jnp.exp(logs - mean).mean(1)  # a draw and its mirror image are not independent
         tables.append(mean)
-        variances.append(jnp.var(jnp.exp(logs - mean), 0, ddof=1) / num)
+        variances.append(jnp.var(pairs, 0, ddof=1) / num)
         ratios.append(logs)
 
     def total(tables: list[Array]) -> Array:
@@ -132,7 +133,7 @@ def _corrected(model: Any, params: dict[str, Array], key: Array, num: int) -> _F
 
 
 def log_ratios(p: Problem, key: Array, num: int) -> Array:
-    """log(density / Gaussian at the mode) at draws of the Gaussian, each averaged with its mirror.
+    """log(density / Gaussian at the mode) at draws of the Gaussian and at their mirror images.
 
     Args:
         p: the integral.
@@ -140,7 +141,7 @@ def log_ratios(p: Problem, key: Array, num: int) -> Array:
         num: draws.
 
     Returns:
-        (num, B, S): the log of their mean estimates the log-integral of every branch and series.
+        (num, 2, B, S): the log of their mean estimates the log-integral of every branch and series.
     """
     near = quadrature.gaussian_around if p.integral.quadratic else quadrature.laplace_around
     around = lax.stop_gradient(near(p.f, p.fixed, p.centre, p.real))
@@ -152,15 +153,15 @@ def log_ratios(p: Problem, key: Array, num: int) -> Array:
     def one(key: Array) -> Array:
         noise = jax.random.normal(key, zero.shape, zero.dtype) * p.real
         move = path(around.precision.diag, around.precision.below, zero, noise) * p.real
-        both = jnp.logaddexp(p.f(mode + move), p.f(mode - move)) - jnp.log(2.0)
+        both = jnp.stack([p.f(mode + move), p.f(mode - move)])
         return both + log_volume + 0.5 * (noise**2).sum((2, 3))
 
     return lax.map(one, jax.random.split(key, num))
 
 
 def _worst_khat(logs: np.ndarray) -> float:
-    """Largest Pareto k over branches and series of log-ratios (n, B, S)."""
-    columns = logs.reshape(len(logs), -1).T
+    """Largest Pareto k over branches and series of log-ratios (n, 2, B, S)."""
+    columns = logs.reshape(2 * len(logs), -1).T
     return max(_arviz.pareto_khat(x)[1] for x in columns)
 
 

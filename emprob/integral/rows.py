@@ -50,6 +50,10 @@ class Rows:
         value, near, curve = _integrated(model, params, index)
         return value.reshape(1, 1), _atoms(model, index, near, curve)
 
+    def single(self, integral: Integral) -> Integral:
+        """The integral over one row."""
+        return replace(integral, block=integral.block.resized((1,)))
+
     def one_step(self, plates: Mapping[str, Plate]) -> dict[str, Plate]:
         """The plates of a program of one row."""
         return {k: replace(p, size=1) if k in self.plates else p for k, p in plates.items()}
@@ -84,7 +88,7 @@ def _at_row(integral: Integral, leaves: Sequence[Array], v: Array, seen: Array) 
 def _row(model: LatentModel, params: Mapping, index: int, v: Array, seen: Array) -> Array:
     """Log-factors of one row."""
     integral, data = model.structure.integrals[index], model.data.integrals[index]
-    one = replace(integral, block=integral.block.resized((1,)))
+    one = integral.steady.single(integral)
     changed, latents = steady.with_leaves(model, _at_row(integral, model.data.leaves, v, seen))
     out = changed.evaluate(params, latents)
     tables = {k: log_factor(out.terms[k], out.specs[k]) for k in integral.terms}
@@ -93,7 +97,7 @@ def _row(model: LatentModel, params: Mapping, index: int, v: Array, seen: Array)
 
 
 def _integrated(model: LatentModel, params: Mapping, index: int):
-    """Total log-integral; the Gaussian at each pattern's mean row; and the quadratic's curvature."""
+    """Total log-integral, the Gaussian at each pattern's mean row, the quadratic's curvature."""
     integral, data = model.structure.integrals[index], model.data.integrals[index].steady
     d = integral.block.width
     v0 = jnp.concatenate([jnp.zeros(d), data.middle])

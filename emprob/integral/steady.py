@@ -51,6 +51,10 @@ class Steady:
         total, moments = gaussian_chain.integrate(diag, below, h)
         return (constant + total).reshape(1, 1), _atoms(model, integral, data, moments)
 
+    def single(self, integral: Integral) -> Integral:
+        """The integral over one step."""
+        return integral
+
     def one_step(self, plates: Mapping[str, Plate]) -> dict[str, Plate]:
         """The plates of a series of one step."""
         return {k: replace(p, size=1) if p.is_time else p for k, p in plates.items()}
@@ -262,6 +266,7 @@ def weights(
     """
     integral, data = model.structure.integrals[index], model.data.integrals[index]
     naturals = {k: out.terms[k].natural for k in integral.terms}
+    single = integral.steady.single(integral)
 
     def expected(naturals: dict[str, Array]) -> Array:
         total = jnp.zeros(())
@@ -271,7 +276,7 @@ def weights(
             def one(term, natural, weight, name=name):
                 kept = term._replace(natural=natural)
                 table = log_factor(kept, out.specs[name])
-                return weight * cell_sums(integral, data.cells, out, name, table).sum()
+                return weight * cell_sums(single, data.cells, out, name, table).sum()
 
             each = jax.vmap(one, in_axes=(axes[name], axes[name].natural, 0))
             total = total + each(out.terms[name], naturals[name], share).sum()
