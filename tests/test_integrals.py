@@ -191,7 +191,16 @@ def start_of(model):
     return {k: jnp.asarray(v, float) for k, v in model.notes.value.initial.items()}
 
 
-@pytest.mark.parametrize("name", GAUSSIAN)
+QUICK = {"intercepts", "nested", "two_lags", "level, alike", "factors, alike"}  # the rest: -m ""
+
+
+def some(names, quick):
+    """Names as parameters, all but a few of them slow."""
+    slow = pytest.mark.slow
+    return [n if n in quick else pytest.param(n, marks=slow) for n in names]
+
+
+@pytest.mark.parametrize("name", some(GAUSSIAN, QUICK))
 def test_gaussian_equals_dense_algebra(name):
     program, args, shapes = GAUSSIAN[name]
     model = ep.bind(program, *args, prior=False)
@@ -226,9 +235,10 @@ def test_gaussian_equals_dense_algebra(name):
             np.testing.assert_allclose(pairwise, pairs, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize(
-    "name", ["level", "level, alike", "two_lags", "panel", "vector_chain", "vector_chain, alike"]
-)
+HOLED = ["level", "level, alike", "two_lags", "panel", "vector_chain", "vector_chain, alike"]
+
+
+@pytest.mark.parametrize("name", some(HOLED, {"vector_chain, alike"}))
 def test_missing_observations_are_left_out(name):
     """As if the masked entries had a variance beyond all bounds, up to their constants."""
     program, args, shapes = GAUSSIAN[name]
@@ -280,7 +290,7 @@ def test_missing_observations_are_left_out(name):
     np.testing.assert_allclose(found.variance, covariance.diagonal()[index], rtol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["level", "two_lags", "vector_chain"])
+@pytest.mark.parametrize("name", some(["level", "two_lags", "vector_chain"], {"level"}))
 def test_filtered_and_predicted_do_not_see_the_future(name):
     """The filter at t is the smoother of the data up to t, the rest missing."""
     program, args, _ = GAUSSIAN[name]
@@ -301,6 +311,7 @@ def test_filtered_and_predicted_do_not_see_the_future(name):
             np.testing.assert_allclose(variance[t], cut.variance[t], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_draws_have_the_posterior_s_moments(key):
     for name in ("level", "slopes"):
         program, args, _ = GAUSSIAN[name]
@@ -405,7 +416,7 @@ CONJUGATE = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", CONJUGATE)
+@pytest.mark.parametrize("name", some(CONJUGATE, {"t", "beta binomial"}))
 def test_conjugate_equals_quadrature(name):
     program, args, expected, family = CONJUGATE[name]
     model = ep.bind(program, *args, prior=False)
@@ -537,7 +548,9 @@ def driver_rule(model, rule):
     return importlib.import_module("emprob.fit").with_rule(model, ep.EM(rule))
 
 
-@pytest.mark.parametrize("name", ["logistic", "logistic, order 1", "volatility"])
+@pytest.mark.parametrize(
+    "name", some(["logistic", "logistic, order 1", "volatility"], {"logistic"})
+)
 def test_derivatives_of_the_approximations_are_exact(name):
     """Gradient and Hessian in the parameters against finite differences of the value alone."""
     if name == "volatility":
@@ -558,6 +571,7 @@ def test_derivatives_of_the_approximations_are_exact(name):
         np.testing.assert_allclose(hessian[i], curve, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_laplace_finds_the_maximum_of_its_own_evidence():
     y = np.exp(0.2 * np.cumsum(RNG.normal(size=60))) * RNG.normal(size=60)
     fit = ep.fit(ep.bind(volatility, y, prior=False), progress=False)

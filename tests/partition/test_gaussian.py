@@ -138,6 +138,7 @@ def test_the_gradient_is_that_of_dense_algebra(steps, size):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10), got, expected)
 
 
+@pytest.mark.slow
 @small_shapes
 def test_the_hessian_is_that_of_dense_algebra_in_both_modes(steps, size):
     parts = system(4, steps, size)
@@ -170,6 +171,7 @@ def differentiable():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 2, 4])
 @pytest.mark.parametrize("name", list(differentiable()))
 def test_everything_is_differentiable_twice(name, size):
@@ -223,6 +225,7 @@ def upto(full, last, t):
     return own, below, h
 
 
+@pytest.mark.slow
 @small_shapes
 def test_the_filter_is_the_posterior_of_the_steps_so_far(steps, size):
     full, prior = potentials(10, steps, size)
@@ -295,6 +298,7 @@ def moments_of(atoms):
     return means, covariances, cross
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("steps", "size"), [(t, d) for t in (1, 2, 7, 2000) for d in SIZES])
 @scaled
 def test_averages_over_the_paths_are_the_moments(steps, size, spread):
@@ -327,6 +331,7 @@ def orthogonal(rng, size):
     return np.linalg.qr(rng.normal(size=(size, size)))[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("innovation", [0.0, 1e-12, 1e-8, 1e-4])
 def test_paths_through_steps_that_are_almost_deterministic(size, innovation):
@@ -402,6 +407,7 @@ def test_dense_blocks_are_those_of_numpy(size, spread):
     assert np.asarray(got.positive_definite).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 def test_derivatives_of_dense_blocks_are_the_moments(size):
     parts = system(24, 4, size)
@@ -478,6 +484,7 @@ def test_a_plate_of_series_equals_one_by_one(size):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_single_precision_stays_single_and_close(size):
     parts = system(30, 300, size)
