@@ -88,9 +88,11 @@ class Bayes:
         return self._diagnose(_arviz.ess, "ess")
 
     def _diagnose(self, function: Any, name: str) -> pd.Series:
-        parts = {
-            k: np.where(constant(v, (0, 1)), np.nan, function(v)) for k, v in self.samples.items()
-        }
+        with np.errstate(invalid="ignore", divide="ignore"):  # constants have no variance
+            parts = {
+                k: np.where(constant(v, (0, 1)), np.nan, function(v))
+                for k, v in self.samples.items()
+            }
         return pd.Series(scalars(parts), name=name, dtype=float)
 
     @property

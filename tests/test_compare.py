@@ -196,3 +196,27 @@ def test_another_program_is_refused(gaussian, components):
         compare(components[0], gaussian[1])
     with pytest.raises(ModelError, match="none named 'NUTS'"):
         compare({"NUTS": gaussian[0]}, gaussian[1])
+
+
+# -- entries that cannot vary -------------------------------------------------------------------
+
+
+def correlated(x):
+    root = numpyro.sample("root", dist.LKJCholesky(2, 1.0))
+    with numpyro.plate("data", len(x)):
+        numpyro.sample("x", dist.MultivariateNormal(jnp.zeros(2), scale_tril=root), obs=x)
+
+
+def test_the_corner_of_a_correlation_is_not_judged():
+    x = np.random.default_rng(2).multivariate_normal(np.zeros(2), [[1, 0.5], [0.5, 1]], 150)
+    fit = ep.fit(ep.bind(correlated, x), key=0, progress=False)
+    bayes = nuts(fit.model, key=0, init=fit, num_warmup=200, num_samples=500, progress=False)
+    found = compare(fit, bayes)
+    fixed = ["root[0,0]", "root[0,1]"]
+    assert (found.table.loc[fixed, "note"] == "constant").all()
+    assert found.table.loc[fixed, ["z_shift", "overlap", "rhat", "ess"]].isna().to_numpy().all()
+    assert bayes.ess[fixed].isna().all()
+    assert (found.table.loc[["root[1,0]", "root[1,1]"], "overlap"] > 0.75).all()
+    assert "root[0," not in found.verdict
+    drawn = [t.get_text() for t in found.plot().get_yticklabels()]
+    assert [t.removesuffix(" *") for t in drawn] == ["root[1,0]", "root[1,1]"]
