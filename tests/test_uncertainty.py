@@ -485,3 +485,16 @@ def test_bounds_of_matrices_and_simplexes():
     assert chart.is_simplex(LogRatioTransform())
     simplex = chart.bounds(LogRatioTransform(), (3,))
     np.testing.assert_array_equal(simplex.high, np.ones(3))
+
+
+def test_bounds_are_read_in_the_width_of_the_fit():
+    def program(x):
+        a = numpyro.sample("a", dist.Uniform(-1.0, 1.0))
+        with numpyro.plate("data", len(x)):
+            numpyro.sample("x", dist.Normal(a, 1.0), obs=x)
+
+    x = np.array([0.1, 0.4, -0.2, 0.7])
+    with jax.enable_x64(False):  # what a notebook has; a truncated float64 would be a warning
+        rows = ep.fit(ep.bind(program, x), key=0, progress=False).summary()
+    assert rows.loc["a", "estimate"] == pytest.approx(x.mean(), abs=1e-8)
+    assert -1 < rows.loc["a", "lower"] < rows.loc["a", "upper"] < 1
