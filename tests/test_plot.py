@@ -9,7 +9,15 @@ import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 
-from emprob.plot import COLORS, plot_forest, plot_marginals, plot_starts, plot_trace
+from emprob.plot import (
+    COLORS,
+    plot_forecast,
+    plot_forest,
+    plot_marginals,
+    plot_starts,
+    plot_states,
+    plot_trace,
+)
 from emprob.types import Status
 
 RNG = np.random.default_rng(0)
@@ -147,3 +155,49 @@ def test_forest_puts_parameters_on_one_scale():
     (low, _), (high, _) = bayes[2][0].get_segments()[1]
     assert low == pytest.approx((np.quantile(draws["p"], 0.05) - draws["p"].mean())
                                 / draws["p"].std(ddof=1))  # fmt: skip
+
+
+# -- several series -----------------------------------------------------------------------------
+
+
+def a_chain(width):
+    """What the figures of continuous chains ask of a fit, T = 30, and a forecast of 5 steps."""
+    y = RNG.normal(size=(30, width)) if width else RNG.normal(size=30)
+    state = SimpleNamespace(mean=np.linspace(0, 1, 30), sd=np.full(30, 0.1), is_chain=True)
+    notes = SimpleNamespace(value=SimpleNamespace(observed={"y": y}, coords={}))
+    model = SimpleNamespace(notes=notes, structure=SimpleNamespace(continuous=("h",)))
+    fit = SimpleNamespace(model=model, posterior={"h": state})
+    rows = 5 * max(width, 1)
+    table = pd.DataFrame({"mean": np.arange(rows), "lower": -1.0, "upper": 1.0 * rows})
+    ahead = SimpleNamespace(draws={"y": None}, length=30, steps=5, summary=lambda name: table)
+    return fit, ahead, y
+
+
+def test_states_name_the_data_once():
+    fit, _, y = a_chain(3)
+    ax = plot_states(fit)
+    assert texts(ax) == ["data", "h"]
+    np.testing.assert_array_equal([line.get_ydata() for line in ax.get_lines()[:3]], y.T)
+
+
+def test_forecast_of_several_series_goes_on_in_the_colour_of_its_past():
+    fit, ahead, y = a_chain(3)
+    ax = plot_forecast(fit, ahead)
+    lines = ax.get_lines()
+    assert texts(ax) == ["y[0]", "y[1]", "y[2]"]
+    for k in range(3):
+        past, future = lines[2 * k : 2 * k + 2]
+        assert past.get_color() == future.get_color() == COLORS[k]
+        np.testing.assert_array_equal(past.get_ydata(), y[:, k])
+        np.testing.assert_array_equal(future.get_ydata(), np.arange(k, 15, 3))
+
+
+def test_forecast_of_one_series_among_several():
+    fit, ahead, y = a_chain(3)
+    past, future = plot_forecast(fit, ahead, entry=2).get_lines()
+    np.testing.assert_array_equal(past.get_ydata(), y[:, 2])
+    np.testing.assert_array_equal(future.get_ydata(), np.arange(2, 15, 3))
+    with pytest.raises(ValueError, match="entry: expected 0 to 2, series of 'y', got 3"):
+        plot_forecast(fit, ahead, entry=3)
+    single, ahead, _ = a_chain(0)
+    assert texts(plot_forecast(single, ahead)) == ["forecast of y"]
