@@ -220,7 +220,8 @@ def _plates_of(model: Any, params: Mapping[str, Array]) -> tuple[tuple[str, ...]
                 "of their own. Use aic or bic."
             )
     observed = (s.site for s in out.specs.values() if s.own is None or s.site in out.evidence)
-    return plates, tuple(dict.fromkeys(observed))
+    latents = model.structure.continuous
+    return plates, tuple(dict.fromkeys(site for site in observed if site not in latents))
 
 
 @partial(jax.jit, static_argnames="plates")
