@@ -16,7 +16,7 @@ from numpyro.contrib.control_flow import scan
 import emprob as ep
 from emprob.types import Algorithm
 
-driver = importlib.import_module("emprob.fit")  # the name `emprob.fit` is the function
+loop = importlib.import_module("emprob.loop")
 
 ADAM = optax.adam(0.005)
 MSTEPS = {
@@ -154,7 +154,7 @@ def _short_of_the_optimum(model, method, start, optimum):
 
 
 def _sizes() -> dict[str, int]:
-    compiled = (driver._advance, driver._advance_all, driver._init)
+    compiled = (loop.advance, loop.advance_all, loop.init)
     return {f.__name__: f._cache_size() for f in compiled}
 
 

@@ -154,14 +154,14 @@ def bind(name, y, start):
 def emprob_steps(name, y, start, steps):
     """`steps` EM steps in one compiled call of the driver's own loop; log-likelihoods."""
     import emprob as ep
-    from emprob.fit import _advance, _begin, _init
+    from emprob.loop import advance, begin, init
 
     model, method = bind(name, y, start), ep.EM()
     params = jax.tree.map(jnp.asarray, emprob_params(start))
-    loop = _begin(_init(model, method, params))
+    loop = begin(init(model, method, params))
 
     def call():
-        _, _, trace = _advance(model, method, loop, steps, 10**6, -1.0, 256)
+        _, _, trace = advance(model, method, loop, steps, 10**6, -1.0, 256)
         return np.asarray(trace.log_likelihood)[:steps]
 
     return call

@@ -1,0 +1,126 @@
+"""The compiled loop: steps of an algorithm in one call, each judged before it is adopted."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from emprob.model import LatentModel
+from emprob.types import Algorithm, Info, Params, State
+
+DECREASE = 1e-9  # relative fall of the objective that is more than rounding
+DECREASE_32 = 1e-5  # in float32
+
+
+class Loop(NamedTuple):
+    """A run between two host calls.
+
+    Attributes:
+        state: the algorithm's.
+        params: the parameters that `info` describes, all finite.
+        objective: there.
+        count: steps accepted so far.
+        stop: 0 go on, 1 converged, 2 objective fell, 3 not finite, 4 out of steps.
+    """
+
+    state: State
+    params: Params
+    objective: Array
+    count: Array
+    stop: Array
+
+
+GO, CONVERGED, FELL, NON_FINITE, OUT = range(5)
+
+
+@partial(jax.jit, static_argnames="method")
+def init(model: LatentModel, method: Algorithm, params: Params) -> State:
+    """The algorithm's first state."""
+    return method.init(model, params)
+
+
+@partial(jax.jit, static_argnames="method")
+def step(model: LatentModel, method: Algorithm, state: State) -> tuple[State, Info]:
+    """One step."""
+    return method.step(model, state)
+
+
+def _loop_core(model, method, loop: Loop, limit, max_steps, tol, capacity: int):
+    """Up to `limit` evaluations; each describes the current parameters and proposes the next."""
+    blank = jnp.zeros(capacity, loop.objective.dtype)
+    trace = Info(blank, blank, blank, blank, blank, jnp.zeros(capacity, int))
+
+    decide = _decide if getattr(method, "monotone", True) else _decide_freely
+
+    def going(carry):
+        i, loop, _ = carry
+        return (i < limit) & (loop.stop == GO)
+
+    def advance(carry):
+        i, loop, trace = carry
+        new, info = method.step(model, loop.state)
+        trace = jax.tree.map(lambda t, x: t.at[i].set(x), trace, info)
+        return i + 1, decide(loop, new, info, max_steps, tol), trace
+
+    return jax.lax.while_loop(going, advance, (jnp.zeros((), int), loop, trace))
+
+
+def _decide(loop: Loop, new: State, info: Info, max_steps, tol) -> Loop:
+    """Judge the evaluation of `loop.state.params`; adopt the proposal unless it is time to stop."""
+    finite = jnp.isfinite(info.objective)
+    rounding = DECREASE if info.objective.dtype == jnp.float64 else DECREASE_32
+    fell = info.objective < loop.objective - rounding * (1.0 + jnp.abs(loop.objective))
+    stop = jnp.where(info.score_norm <= tol, CONVERGED, GO)
+    stop = jnp.where((stop == GO) & (loop.count >= max_steps), OUT, stop)
+    stop = jnp.where(fell, FELL, stop)
+    stop = jnp.where(finite, stop, NON_FINITE)
+    ok = finite & ~fell
+    params = {k: jnp.where(ok, v, loop.params[k]) for k, v in loop.state.params.items()}
+    objective = jnp.where(ok, info.objective, loop.objective)
+    go = stop == GO
+    state = jax.tree.map(lambda a, b: jnp.where(go, a, b), new, loop.state)
+    return _strong(Loop(state, params, objective, loop.count + go, stop))
+
+
+def _decide_freely(loop: Loop, new: State, info: Info, max_steps, tol) -> Loop:
+    """As `_decide`, for a method that may go down on its way: the best parameters are kept."""
+    stop = jnp.where(info.score_norm <= tol, CONVERGED, GO)
+    stop = jnp.where((stop == GO) & (loop.count >= max_steps), OUT, stop)
+    stop = jnp.where(jnp.isfinite(info.objective), stop, NON_FINITE)
+    best = info.objective > loop.objective
+    params = {k: jnp.where(best, v, loop.params[k]) for k, v in loop.state.params.items()}
+    objective = jnp.where(best, info.objective, loop.objective)
+    go = stop == GO
+    state = jax.tree.map(lambda a, b: jnp.where(go, a, b), new, loop.state)
+    return Loop(state, params, objective, loop.count + go, stop)
+
+
+@partial(jax.jit, static_argnames=("method", "capacity"))
+def advance(model, method, loop: Loop, limit, max_steps, tol, capacity: int):
+    """Up to `limit` steps of one run: how many, the loop after them, what they said."""
+    return _loop_core(model, method, loop, limit, max_steps, tol, capacity)
+
+
+@partial(jax.jit, static_argnames=("method", "capacity"))
+def advance_all(model, method, params: Params, limit, tol, capacity: int):
+    """Every start some steps, as one batch."""
+
+    def one(params: Params):
+        loop = begin(method.init(model, params))
+        _, loop, trace = _loop_core(model, method, loop, limit + 1, limit, tol, capacity)
+        return loop.params, loop.objective, loop.count, loop.stop, trace
+
+    return jax.vmap(one)(params)
+
+
+def begin(state: State) -> Loop:
+    """The loop before its first step."""
+    zero = jnp.zeros((), int)
+    return _strong(Loop(state, state.params, jnp.full((), -jnp.inf), zero, zero))
+
+
+def _strong(loop: Loop) -> Loop:
+    """No weak types: with them the second call of a run would compile anew."""
+    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), loop)
