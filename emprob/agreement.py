@@ -63,7 +63,7 @@ def _left_out(sampled: Sequence[str]) -> str:
 
 
 def _one(name: str, fit: Any, part: pd.DataFrame, khat: float) -> str:
-    part = part[(part["note"] != CONSTANT).to_numpy()]
+    part = part.drop(index=list(part.index[(part["note"] == CONSTANT).to_numpy()]))
     missing = list(part.index[part["se"].isna().to_numpy()])
     judged = part.drop(index=missing)
     if judged.empty:

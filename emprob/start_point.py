@@ -152,7 +152,8 @@ def given(model: Any, init: Any, integrated: Any = None) -> dict[str, np.ndarray
             raise ModelError(
                 f"init: parameter '{name}' has shape {shape}, got {np.shape(params[name])}."
             )
-    if missing := [n for n in model.params if n not in params]:
+    missing = [n for n in model.params if n not in params]
+    if integrated is not None and missing:
         posterior = marginals(integrated, {n: params[n] for n in integrated.params})
         params |= {n: posterior[n].mean for n in missing}
     return {n: np.asarray(params[n], float) for n in model.params}
