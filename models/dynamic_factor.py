@@ -201,7 +201,7 @@ def _hidden(found: ep.Fit, frame: pd.DataFrame, ax: Any) -> None:
     ax.plot(ends, ends, color="0.5", lw=1)
     ax.set(xlabel="hidden value", ylabel="inferred, 95 % interval", xlim=ends)
     ax.set_title("The cells that were taken out", loc="left", fontsize=10)
-    ax.legend(frameon=False, ncols=2, fontsize=8)
+    ax.legend(frameon=False, fontsize=8, loc="lower right")
 
 
 if __name__ == "__main__":

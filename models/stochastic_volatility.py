@@ -133,8 +133,8 @@ def main(argv: Sequence[str] | None = None) -> ep.Fit:
     print(model)
     found = _report.fit(model, opt)
     _report.show(found.summary())
-    phi = 2 * found.params["stay"] - 1
-    exact = log_likelihood_by_grid(returns, found.params["mu"], phi, found.params["sigma"])
+    mu, stay, sigma = (float(found.params[k]) for k in ("mu", "stay", "sigma"))
+    exact = log_likelihood_by_grid(returns, mu, 2 * stay - 1, sigma)
     print(f"\nlog-likelihood by Laplace {found.log_likelihood:.3f}, exact by a grid {exact:.3f}")
     bayes = beside(found, opt)
     ahead = found.forecast(args.ahead, opt.seed + 2, 4000)
