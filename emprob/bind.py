@@ -20,6 +20,7 @@ from jax import Array
 from emprob.dependence import dependence
 from emprob.errors import ModelError, nearest
 from emprob.estep.enumerate import log_partition_of
+from emprob.evaluation import Evaluation
 from emprob.explain import explain
 from emprob.integral.find import with_integrals
 from emprob.model import (
@@ -36,7 +37,6 @@ from emprob.partition.plates import MAX_TABLE_BYTES, TableTooLarge
 from emprob.plan import describe, make_plan
 from emprob.prepare import prepare
 from emprob.probe import probe
-from emprob.program import Evaluation
 from emprob.roles import (
     Survey,
     assign_roles,

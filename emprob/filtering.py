@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from emprob.estep.enumerate import log_partition_of
+from emprob.evaluation import Chain, Evaluation, Variable
 from emprob.model import factor_of, layout
 from emprob.partition.plates import (
     Factor,
@@ -20,7 +21,6 @@ from emprob.partition.plates import (
     split_time,
     sum_plates,
 )
-from emprob.program import Chain, Evaluation, Variable
 
 
 class Steps(NamedTuple):

@@ -15,8 +15,9 @@ from jax import Array
 from numpyro.distributions.transforms import Transform
 
 from emprob import space
+from emprob.evaluation import Evaluation, Term, TermSpec, statistics_of
 from emprob.partition.plates import Factor, Layout
-from emprob.program import Evaluation, Interpreter, Term, TermSpec, run, statistics_of
+from emprob.program import Interpreter, run
 from emprob.types import Atoms, Params
 
 

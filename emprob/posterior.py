@@ -16,13 +16,13 @@ import numpy as np
 from jax import Array
 
 from emprob.errors import ModelError
+from emprob.evaluation import Evaluation, Variable
 from emprob.filtering import filter_chains, pairwise
 from emprob.integral import moments as integrals
 from emprob.integral.expectation import log_z
 from emprob.model import LatentModel
 from emprob.partition.plates import Reduce, Sampler, log_sum_exp, maximum
 from emprob.precision import to_numpy, working
-from emprob.program import Evaluation, Variable
 from emprob.types import Params
 
 

@@ -15,9 +15,10 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
+from emprob.evaluation import Evaluation, Term, TermSpec, Unwrapped, distribution
 from emprob.families import Argument, View
 from emprob.model import Assignment, LatentModel
-from emprob.program import MAX_STATISTICS, Evaluation, Term, TermSpec, Unwrapped, distribution
+from emprob.program import MAX_STATISTICS
 
 RTOL = 1e-9
 

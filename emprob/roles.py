@@ -25,7 +25,8 @@ from numpyro.primitives import Messenger
 
 from emprob.dependence import dependence
 from emprob.errors import ModelError, nearest
-from emprob.program import ONE_AT_A_TIME, Unwrapped, unwrap
+from emprob.evaluation import Unwrapped
+from emprob.program import ONE_AT_A_TIME, unwrap
 from emprob.space import bijection, forward
 
 

@@ -17,7 +17,8 @@ from numpyro.ops.pytree import PytreeTrace
 
 from emprob.dependence import dependence
 from emprob.errors import ModelError
-from emprob.program import Chain, Context, Evaluation, Interpreter, Slot, Term, TermSpec
+from emprob.evaluation import Chain, Evaluation, Slot, Term, TermSpec
+from emprob.program import Context, Interpreter
 
 MAX_UNROLLED = 12
 

@@ -22,10 +22,10 @@ from jax import Array
 from numpyro.distributions.transforms import IdentityTransform
 
 from emprob.estep.enumerate import log_partition_of, with_naturals
+from emprob.evaluation import Evaluation
 from emprob.model import LatentModel
 from emprob.mstep.auto import Auto as AutoMStep
 from emprob.mstep.closed_form import ClosedForm, covered
-from emprob.program import Evaluation
 from emprob.types import Params, Posterior
 
 JITTER = 0.3  # sd of the noise on starts that were given or drawn, unconstrained space

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from emprob.program import Evaluation, Plate, Term
+from emprob.evaluation import Evaluation, Plate, Term
 
 MIN_ROWS = 4096
 BLOCK_BYTES = 1 << 20  # working set of one block

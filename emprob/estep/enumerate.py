@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from emprob.estep import blocks
+from emprob.evaluation import Evaluation
 from emprob.model import LatentModel, factors, layout
 from emprob.partition.plates import Factor, Reduce, log_partition, log_sum_exp
-from emprob.program import Evaluation
 from emprob.types import Capabilities, Params, Posterior
 
 

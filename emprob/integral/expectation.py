@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from emprob.evaluation import Evaluation, Term
 from emprob.integral import steady
 from emprob.integral.integral import Field, Integral, field, series_sums, values_of
 from emprob.model import LatentModel, factor_of, layout
 from emprob.partition.plates import Factor, Reduce, log_partition, log_sum_exp
-from emprob.program import Evaluation, Term
 from emprob.types import Atoms, Params, Posterior
 
 

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jax import Array
 from numpyro.distributions.transforms import Transform
 
+from emprob.evaluation import Evaluation
 from emprob.integral.block import Block
 from emprob.model import LatentModel, log_factor
-from emprob.program import Evaluation
 from emprob.space import forward
 
 Field = Callable[[Array], Array]  # (B, S, T, D) -> (B, S)

@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from emprob.evaluation import Plate
 from emprob.integral import steady
 from emprob.integral.integral import Integral, cell_sums
 from emprob.integral.steady import Atoms
 from emprob.model import LatentModel, log_factor
 from emprob.partition import gaussian
-from emprob.program import Plate
 
 EXACT = 1e-9
 CHECKED = 64  # rows on which the claim is checked

@@ -17,10 +17,10 @@ import numpy as np
 from jax import Array
 
 from emprob.dependence import dependence
+from emprob.evaluation import Evaluation, Plate
 from emprob.integral.integral import Integral, cell_sums, field
 from emprob.model import LatentModel, log_factor
 from emprob.partition import gaussian_chain
-from emprob.program import Evaluation, Plate
 
 MAX_PATTERNS = 64  # of missing cells
 EXACT = 1e-9

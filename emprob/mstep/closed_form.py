@@ -15,11 +15,11 @@ import numpyro.distributions as dist
 from jax import Array
 from numpyro.distributions import constraints
 
+from emprob.evaluation import Evaluation, Term, distribution
 from emprob.families import Argument, View
 from emprob.integral.expectation import evaluate_all
 from emprob.model import Assignment, LatentModel
 from emprob.probe import cell_key
-from emprob.program import Evaluation, Term, distribution
 from emprob.space import TINY
 from emprob.types import Params, Posterior
 
