@@ -118,7 +118,7 @@ def prepare(model: Any, key: Array, init: Any, num_chains: int, integrated: Any 
         return _uninformed(model, key, num_chains)
     inside = model if integrated is None else integrated
     params = given(model, init, inside)
-    if num_coordinates(model) > MOST_DENSE and inside.params != model.params:
+    if inside.params != model.params:  # a mean of latents is no mode: no curvature to judge by
         return _wide(model, inside, key, params, num_chains)
     return _informed(model, key, params, num_chains)
 
@@ -322,7 +322,7 @@ def unnormalized(model: Any) -> list[str]:
         return jnp.zeros(())
 
     jax.eval_shape(collect, {k: jnp.asarray(v) for k, v in model.notes.value.initial.items()})
-    return [n for n in model.params if n not in priors or _improper(priors[n][0])]
+    return [n for n in model.params if n not in priors or _improper(priors[n])]
 
 
 def _improper(prior: Any) -> bool:

@@ -84,7 +84,7 @@ def beside(found: ep.Fit, opt: Options) -> Any:
     """Run NUTS on the fitted program and print the comparison; None if no draws are wanted."""
     if opt.num_samples == 0:
         return None
-    heading("NUTS on the same program, the latents summed out")
+    heading("NUTS on the same program")
     bayes = ep.nuts(
         found.model, key=opt.seed + 1, init=found, num_warmup=opt.num_warmup,
         num_samples=opt.num_samples, num_chains=opt.num_chains, progress=opt.progress,
