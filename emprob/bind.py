@@ -45,6 +45,7 @@ from emprob.roles import (
     prior_dependence,
     survey,
 )
+from emprob.separable import with_separable
 from emprob.space import bijection, forward
 from emprob.validate import check_data, check_repeatable, check_table_size
 
@@ -101,7 +102,8 @@ def bind(
         model = _assemble(program, args, kwargs, found, roles, fixed_values, missing, prior)
         model, out_shapes = _check_shapes(model)
         model = _probe(model, out_shapes, found)
-        model = with_integrals(model, [random_params(model, seed) for seed in (1, 2)], found.sites)
+        points = [random_params(model, seed) for seed in (1, 2)]
+        model = with_separable(with_integrals(model, points, found.sites), points[0])
         statics = _statics(model, found)
         return replace(model, notes=Same(_notes(model, statics, found, coords, missing)))
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from emprob.accelerate import Squarem
+from emprob.curvature import UncertaintyReport
 from emprob.edge import Snapped, snapped
 from emprob.em import EM
 from emprob.errors import ConvergenceWarning, PrecisionWarning
@@ -27,7 +28,7 @@ from emprob.runs import SHORT, Clock, Run, Session, race, run_from, table
 from emprob.starts import make_starts
 from emprob.types import Algorithm, Info, State, Status
 from emprob.validate import check_init, check_steps
-from emprob.verdict import MAX_INFORMATION, collapse, curvature_of, judge, stopped_early
+from emprob.verdict import collapse, curvature_of, judge, stopped_early
 
 
 def fit(
@@ -82,24 +83,30 @@ def fit(
         finalists = race(session, method, starts, tol)
         runs = [run_from(session, method, start, tol, checkpoint) for start in finalists]
         best = max(runs, key=lambda r: (not collapse(model, r.params), r.objective))
-        best = _finished(session, method, best, tol)
-        return _result(model, method, best, rows, clock)
+        best, report = _finished(session, method, best, tol)
+        return _result(session, method, best, report)
 
 
-def _finished(session: Session, method: Algorithm, best: Run, tol: float) -> Run:
+def _finished(
+    session: Session, method: Algorithm, best: Run, tol: float
+) -> tuple[Run, UncertaintyReport | None]:
     """Go on where a run stopped early, is only near its optimum, or creeps towards an edge."""
     model = session.model
+    report = curvature_of(model, best)
     for tighter in (1e-2 * tol, 1e-4 * tol):
-        if not stopped_early(model, best, tol):
+        if not stopped_early(best, report, tol):
             break
         best = run_from(session, method, best.onward(), tighter)
-    if _wants_polish(model, method, best):
+        report = curvature_of(model, best)
+    if _wants_polish(model, method, best, report, tol):
         best = run_from(session, MAP(), best.onward(), tol)
-    edge = _edge(model, best)
+        report = curvature_of(model, best)
+    edge = _edge(model, best, report)
     if edge is not None:
         more = session._replace(max_steps=best.num_steps + SHORT)
         best = run_from(more, method, best.onward(edge.params), tol)._replace(edge=edge.labels)
-    return best
+        report = curvature_of(model, best)
+    return best, report
 
 
 def steps(
@@ -159,19 +166,21 @@ def needs_ascent(model: LatentModel) -> bool:
     )
 
 
-def _wants_polish(model: LatentModel, method: Algorithm, run: Run) -> bool:
+def _wants_polish(
+    model: LatentModel, method: Algorithm, run: Run, report: UncertaintyReport | None, tol: float
+) -> bool:
     """An approximate E-step brings EM near the optimum of its objective; Newton's does the rest."""
-    exact = all(i.rule.capabilities.exact for i in model.structure.integrals)
-    size = sum(np.size(v) for v in run.params.values())
+    if all(i.rule.capabilities.exact for i in model.structure.integrals):
+        return False
     good = run.status in (Status.CONVERGED, Status.OBJECTIVE_DECREASED)
-    return not exact and good and not isinstance(method, MAP) and size <= MAX_INFORMATION
+    near = report is not None and report.score_norm <= max(100 * tol, 1e-5)
+    return good and not near and report is not None and not isinstance(method, MAP)
 
 
-def _edge(model: LatentModel, run: Run) -> Snapped | None:
+def _edge(model: LatentModel, run: Run, report: UncertaintyReport | None) -> Snapped | None:
     """Where a run goes on that crept towards the end of a half-line."""
     if run.status not in (Status.CONVERGED, Status.OBJECTIVE_DECREASED, Status.MAX_STEPS):
         return None
-    report = curvature_of(model, run)
     if report is None or not report.null_vectors or collapse(model, run.params):
         return None
     return snapped(model, run.params, run.objective, report)
@@ -205,8 +214,9 @@ def _coarse(objective: float) -> list[Warning]:
     ]
 
 
-def _result(model, method, run: Run, rows: list[dict], clock: Clock) -> Fit:
-    status, message, report, warned = judge(model, method, run)
+def _result(session: Session, method, run: Run, report: UncertaintyReport | None) -> Fit:
+    model, rows, clock = session.model, session.rows, session.clock
+    status, message, report, warned = judge(model, method, run, report)
     rows[run.start]["status"] = status.word
     params = {k: run.params[k] for k in model.params}
     last = run.trace["log_likelihood"]

@@ -68,6 +68,7 @@ class Structure:
     assignments: tuple[Assignment, ...] = ()
     dtype: str = "float64"
     integrals: tuple[Any, ...] = ()  # groups of continuous latents (integral.Integral)
+    separable: tuple[str, ...] = ()  # parameters of which Q is a sum over their first axis
 
     @property
     def latents(self) -> tuple[str, ...]:

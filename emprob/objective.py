@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
@@ -49,6 +50,36 @@ class Ascent(NamedTuple):
     u: Params
     value: Array
     gradient: Params
+
+
+def newton_step_by_units(f: Callable[[Params], Array], u: Params) -> Ascent:
+    """As `newton_step`, where f is a sum over the first axis that all of u share.
+
+    The Hessian is a block for each unit, found in as many products as a unit has coordinates.
+    """
+    shapes = {k: v.shape for k, v in u.items()}
+    units = next(iter(shapes.values()))[0]
+    sizes = [v.size // units for v in u.values()]
+    ends = np.cumsum(sizes)[:-1]
+    flat = jnp.concatenate([v.reshape(units, -1) for v in u.values()], 1)
+
+    def unravel(x: Array) -> Params:
+        parts = jnp.split(x, ends, axis=1)
+        return {k: p.reshape(shapes[k]) for k, p in zip(shapes, parts, strict=True)}
+
+    def g(x: Array) -> Array:
+        return f(unravel(x))
+
+    (value, gradient), push = jax.linearize(jax.value_and_grad(g), flat)
+    basis = jnp.eye(flat.shape[1], dtype=flat.dtype)
+    columns = jax.vmap(lambda e: push(jnp.broadcast_to(e, flat.shape))[1])(basis)
+    step = jax.vmap(_direction)(jnp.moveaxis(columns, 0, -1), gradient)
+    longest = 5.0 / jnp.maximum(jnp.max(jnp.abs(step) / (1.0 + jnp.abs(flat))), 5.0)
+    step = jnp.where(jnp.isfinite(step).all(), step * longest, 0.0)
+    shorter = _backtrack(
+        lambda x: g(x.reshape(flat.shape)), flat.ravel(), step.ravel(), value, gradient.ravel()
+    )
+    return Ascent(unravel(flat + shorter * step), value, unravel(gradient))
 
 
 def newton_step(f: Callable[[Params], Array], u: Params) -> Ascent:

@@ -22,7 +22,9 @@ FAR = 1e-3  # standard errors from the optimum that no run may call converged
 MAX_INFORMATION = 200  # parameters; above, the curvature test costs more than the fit
 
 
-def judge(model: LatentModel, method: Any, run: Any) -> tuple[Status, str, Any, list[Warning]]:
+def judge(
+    model: LatentModel, method: Any, run: Any, report: Any
+) -> tuple[Status, str, Any, list[Warning]]:
     """Final status, sentence, the uncertainty report (or None) and warnings."""
     status, message = run.status, run.status.sentence
     warned: list[Warning] = []
@@ -45,7 +47,7 @@ def judge(model: LatentModel, method: Any, run: Any) -> tuple[Status, str, Any, 
             f"{message} (by {objective[-2] - objective[-1]:.3g} at step {len(objective) - 1}, from "
             f"{objective[-2]:.8g}; the parameters before it are kept)"
         )
-    report = None if collapsed else curvature_of(model, run)
+    report = None if collapsed else report
     if report is not None and status in (Status.CONVERGED, Status.MAX_STEPS):
         status, message = _by_curvature(status, message, report, warned)
     constant = "" if collapsed else constant_data(model)
@@ -74,7 +76,7 @@ def _has_rate(method: Any) -> bool:
     return getattr(method, "optimizer", None) is not None
 
 
-def stopped_early(model: LatentModel, run: Any, tol: float) -> bool:
+def stopped_early(run: Any, report: Any, tol: float) -> bool:
     """Whether a run that calls itself converged is not, by the exact distance to the optimum.
 
     While EM runs the distance is estimated from two gains; where EM's rate still changes, that
@@ -82,7 +84,6 @@ def stopped_early(model: LatentModel, run: Any, tol: float) -> bool:
     """
     if run.status is not Status.CONVERGED:
         return False
-    report = curvature_of(model, run)
     return report is not None and report.score_norm > max(100 * tol, 1e-5)
 
 

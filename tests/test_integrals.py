@@ -654,3 +654,25 @@ def test_a_second_fit_traces_nothing():
     before = len(calls)
     ep.fit(model, progress=False)
     assert len(calls) == before
+
+
+def test_newton_by_units_is_newton():
+    """Items have parameters of their own: blocks of the Hessian give the step of the whole."""
+    from dataclasses import replace
+
+    def items(y):
+        slope, easy = param("slope", jnp.ones(9)), param("easy", jnp.zeros(9))
+        with numpyro.plate("persons", len(y)):
+            theta = numpyro.sample("theta", dist.Normal(0.0, 1.0))
+            logits = theta[:, None] * slope + easy
+            numpyro.sample("y", dist.Bernoulli(logits=logits).to_event(1), obs=y)
+
+    model = ep.bind(items, RNG.binomial(1, 0.6, (40, 9)).astype(float), prior=False)
+    assert model.structure.separable == ("slope", "easy")
+    dense = replace(model, structure=replace(model.structure, separable=()))
+    params = start_of(model)
+    posterior = jax.jit(Auto().__call__)(model, params)
+    step = jax.jit(ep.Newton(1).__call__)
+    found, expected = step(model, params, posterior), step(dense, params, posterior)
+    for k in params:
+        np.testing.assert_allclose(found[k], expected[k], rtol=1e-10)

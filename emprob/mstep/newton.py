@@ -5,13 +5,16 @@ from dataclasses import dataclass
 import jax
 
 from emprob.model import LatentModel
-from emprob.objective import expected_log_joint, newton_step
+from emprob.objective import expected_log_joint, newton_step, newton_step_by_units
 from emprob.types import Params, Posterior
 
 
 @dataclass(frozen=True)
 class Newton:
     """Damped Newton steps on Q + log prior, all parameters together.
+
+    Where Q is a sum over units with parameters of their own (the items of a test), the Hessian is
+    formed and solved unit by unit.
 
     Exact in one step where Q is quadratic (regression coefficients with known scale). Never
     decreases Q: the step is shortened as needed.
@@ -38,6 +41,8 @@ class Newton:
         def q(moving: Params):
             return expected_log_joint(model, {**rest, **model.constrain(moving)}, posterior)
 
+        by_units = set(names) == set(model.structure.separable)
+        step = newton_step_by_units if by_units else newton_step
         start = {k: u[k] for k in names}
-        moving = jax.lax.fori_loop(0, self.steps, lambda _, x: newton_step(q, x).u, start)
+        moving = jax.lax.fori_loop(0, self.steps, lambda _, x: step(q, x).u, start)
         return {**rest, **model.constrain(moving)}
