@@ -5,7 +5,7 @@ of numerators over a sum of denominators, taken over all cells in which the para
 the pseudo-counts of a conjugate prior. Locations go before scales, which makes the pair exact.
 """
 
-from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,9 +32,18 @@ class ClosedForm:
 
     def __call__(self, model: LatentModel, params: Params, posterior: Posterior) -> Params:
         for stage in stages(model):
-            seen = evaluate_all(model, params, posterior.atoms)
-            params = {**params, **{k: _update(model, seen, params, posterior, k) for k in stage}}
+            params = updated(model, params, posterior, stage)
         return params
+
+
+def updated(
+    model: LatentModel, params: Params, posterior: Posterior, names: Sequence[str]
+) -> Params:
+    """The parameters with some of them, one apart from the other, at their maximisers of Q."""
+    if not names:
+        return params
+    seen = evaluate_all(model, params, posterior.atoms)
+    return {**params, **{k: _update(model, seen, params, posterior, k) for k in names}}
 
 
 def covered(model: LatentModel) -> tuple[str, ...]:
@@ -42,13 +51,12 @@ def covered(model: LatentModel) -> tuple[str, ...]:
     return tuple(dict.fromkeys(a.param for a in model.structure.assignments))
 
 
-def stages(model: LatentModel) -> list[list[str]]:
-    """Parameters with a closed form, in the order of the arguments of their families."""
-    groups: dict[int, list[str]] = defaultdict(list)
-    order = ("loc", "probs", "rate")
+def stages(model: LatentModel) -> tuple[list[str], list[str]]:
+    """Parameters with a closed form: locations, probabilities and rates; then scales."""
+    first, last = [], []
     for a in model.structure.assignments:
-        groups[0 if a.argument in order else 1].append(a.param)
-    return [list(dict.fromkeys(groups[i])) for i in sorted(groups)]
+        (first if a.argument in ("loc", "probs", "rate") else last).append(a.param)
+    return list(dict.fromkeys(first)), list(dict.fromkeys(last))
 
 
 def _update(
