@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from emprob.estep.unsolved import Unsolved
 from emprob.mstep.closed_form import covered
 
 COLUMNS = ("site", "role", "shape", "support", "structure", "handled by")
@@ -146,6 +147,8 @@ def _integrated(model: Any, name: str) -> str:
     series, steps, width = integral.block.shape
     layout = f"{series} × {width}" if steps == 1 else f"{series} × chain {steps} × {width}"
     rule = integral.rule
+    if isinstance(rule, Unsolved):
+        return f"only by simulation, {layout}; {integral.why}"
     exact = ": exact" if rule.capabilities.exact else ""
     return f"{type(rule).__name__}{exact}, {layout}; {integral.why}"
 

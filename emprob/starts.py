@@ -152,7 +152,7 @@ def _features(variable: Any, static: Evaluation, values: dict, shape: list) -> n
 def _local(x: np.ndarray, shape: list, rng: np.random.Generator) -> np.ndarray:
     """Moving mean and log moving spread: regimes often differ in spread alone."""
     steps = next(n for n in shape if n > 1) if max(shape) > 1 else 1
-    width = int(min(max(steps // rng.integers(10, 60), 3), 50))
+    width = int(min(max(steps // rng.integers(10, 60), 3), 50, steps))
     series = x.reshape(steps, -1)
     kernel = np.ones(width) / width
     same = lambda v: np.convolve(v, kernel, "same")  # noqa: E731

@@ -6,6 +6,7 @@ from jax import Array
 
 from emprob.estep.conjugate import Conjugate
 from emprob.estep.gaussian import gaussian_solution
+from emprob.estep.unsolved import Unsolved
 from emprob.integral import quadrature
 from emprob.integral.expectation import Problem, Solution, expectation
 from emprob.integral.integral import Integral
@@ -49,7 +50,9 @@ class Laplace:
         return expectation(model, params)
 
     def applied(self, integral: Integral) -> Integral:
-        """The group integrated by this rule; a conjugate one stays exact."""
+        """The group integrated by this rule; a conjugate one stays exact, a rough one is refused."""
+        if isinstance(integral.rule, Unsolved):
+            integral.rule.applied(integral)
         if isinstance(integral.rule, Conjugate):
             return integral
         return replace(integral, rule=self)

@@ -20,15 +20,16 @@ import numpy as np
 from jax import Array
 
 from emprob.dependence import dependence
-from emprob.errors import ModelError
 from emprob.estep.conjugate import Conjugate, design
 from emprob.estep.gaussian import Gaussian
 from emprob.estep.laplace import Laplace
+from emprob.estep.unsolved import Unsolved
 from emprob.integral import rows, steady
 from emprob.integral.block import Block, Slot
-from emprob.integral.integral import Integral, IntegralData, field, values_of
+from emprob.integral.integral import Integral, IntegralData, field, log_jacobian, values_of
 from emprob.integral.kernels import Kernel, candidates
-from emprob.model import LatentModel, log_factor
+from emprob.model import LatentModel, factors, layout, log_factor
+from emprob.partition.plates import log_partition
 from emprob.space import bijection
 
 MAX_WIDTH = 2000  # coordinates that are integrated as one dense block
@@ -51,7 +52,7 @@ def with_integrals(model: LatentModel, points: Sequence[Mapping], sites: Mapping
         integral, arrays = _classified(model, points, group, marks, sites)
         integrals.append(integral)
         data.append(arrays)
-    if len(integrals) == 1:
+    if len(integrals) == 1 and not isinstance(integrals[0].rule, Unsolved):
         search = steady.found if integrals[0].block.is_chain else rows.found
         integrals[0], data[0] = search(model, points, integrals[0], data[0])
     return _attached(model, integrals, data)
@@ -103,14 +104,17 @@ def _groups(sites: Sequence[str], marks: Mapping) -> list[tuple[str, ...]]:
 def _classified(model, points, group, marks, sites) -> tuple[Integral, IntegralData]:
     """The integral of one group of latents: layout, then rule."""
     integral, data = _laid_out(model, points, group, marks, sites)
-    for lag in _lags(model, points, integral, data):
-        block = replace(integral.block, lag=lag)
-        integral, data = _with_block(integral, data, block, sites)
-    _check_width(integral)
-    data = _with_real(model, points, integral, data)
+    unsolved = _tangled(model, integral)
+    if unsolved is None:
+        lag = _lag(model, points, integral, data)
+        integral, data = _with_lag(integral, data, lag, sites)
+        unsolved = _too_wide(integral)
+    if unsolved is not None:
+        integral = replace(integral, rule=unsolved, why=unsolved.why)
+        return integral, _with_real(model, points, integral, data, _joint_gradient)
+    data = _with_real(model, points, integral, data, _gradient)
     quadratic, smooth = _is_quadratic(model, points, integral, data)
     integral = replace(integral, quadratic=quadratic)
-    names = ", ".join(map(repr, group))
     if quadratic:
         integral = replace(integral, rule=Gaussian(), why="the log-density is quadratic")
         return integral, data
@@ -118,13 +122,13 @@ def _classified(model, points, group, marks, sites) -> tuple[Integral, IntegralD
     if found is not None:
         return found
     if not smooth:
-        why = (
-            f"the log-density is not smooth in {names}: an absolute value or a maximum stands in it"
+        rule = Unsolved(
+            f"the log-density is not smooth in {_names(integral)}: an absolute value or a maximum "
+            "stands in it",
+            "Write it with a smooth density (a Student-t, or a scale mixture of normals), or use "
+            "ep.EM(ep.MonteCarlo()) or ep.nuts.",
         )
-        raise ModelError(
-            f"latent {names}: {why}. No E-step of this version integrates it exactly; use ep.nuts, "
-            "or write it with a smooth density (a Student-t, or a scale mixture of normals)."
-        )
+        return replace(integral, rule=rule, why=rule.why), data
     return replace(integral, rule=Laplace(), why="neither quadratic nor conjugate"), data
 
 
@@ -144,7 +148,6 @@ def _laid_out(model, points, group, marks, sites) -> tuple[Integral, IntegralDat
         cells = _cells(model, points[0], integral, data)
         if cells is not None:
             integral = replace(integral, gathered=bool(cells))
-            _check_branches(model, integral)
             return integral, data._replace(cells=cells)
     raise AssertionError("one series takes every cell")
 
@@ -173,8 +176,10 @@ def _data(integral: Integral, transforms: Mapping, sites) -> IntegralData:
     return IntegralData(centre, jnp.ones_like(centre), {}, dict(transforms))
 
 
-def _with_block(integral, data, block: Block, sites) -> tuple[Integral, IntegralData]:
-    integral = replace(integral, block=block)
+def _with_lag(integral, data, lag: int, sites) -> tuple[Integral, IntegralData]:
+    if lag == integral.block.lag:
+        return integral, data
+    integral = replace(integral, block=replace(integral.block, lag=lag))
     fresh = _data(integral, data.transforms, sites)
     return integral, fresh._replace(cells=data.cells)
 
@@ -203,10 +208,14 @@ def _static(model: LatentModel, terms: Sequence[str]):
     return seen[0], shapes
 
 
-def _check_branches(model: LatentModel, integral: Integral) -> None:
+def _names(integral: Integral) -> str:
+    return ", ".join(map(repr, integral.sites))
+
+
+def _tangled(model: LatentModel, integral: Integral) -> Unsolved | None:
     """Discrete latents must stand in the plates of the series, or be global."""
     if not integral.branches:
-        return
+        return None
     out, _ = _static(model, ())
     slots = {s.previous for c in out.chains.values() for s in c.slots}
     for name, _ in integral.branches:
@@ -214,14 +223,14 @@ def _check_branches(model: LatentModel, integral: Integral) -> None:
         deeper = v.plates - set(integral.plates)
         chain = v.dim in slots or any(out.plates[p].is_time for p in v.plates)
         if deeper or chain or integral.gathered or integral.block.is_chain:
-            names = ", ".join(map(repr, integral.sites))
-            raise ModelError(
-                f"latents {names} and the discrete latent '{v.site}' meet in a factor, and "
-                f"'{v.site}' has more than one value for each element: the exact sum has a branch "
-                "for every combination. A Monte Carlo or particle E-step is needed (not in this "
-                "version); ep.nuts runs the program as written if the discrete latent is summed "
-                "out."
+            return Unsolved(
+                f"latents {_names(integral)} and the discrete latent '{v.site}' meet in a factor, "
+                f"and '{v.site}' has more than one value for each element: the exact sum has a "
+                "branch for every combination",
+                "Use ep.EM(ep.MonteCarlo()) or ep.EM(ep.Particle()), which draw the one and sum "
+                "the other out, or ep.nuts.",
             )
+    return None
 
 
 # -- which series a cell belongs to -------------------------------------------------------------
@@ -296,7 +305,15 @@ def _total(model: LatentModel, params: Mapping, z: Array) -> Array:
     return (weights[:, None] * values).sum()
 
 
+def _joint(model: LatentModel, params: Mapping, z: Array) -> Array:
+    """The log-density of everything, the discrete latents summed out."""
+    integral, data = model.structure.integrals[0], model.data.integrals[0]
+    out = model.evaluate(params, values_of(integral, data, z))
+    return log_partition(factors(out), layout(out)) + log_jacobian(integral, data, z).sum()
+
+
 _gradient = jax.jit(jax.grad(_total, 2))
+_joint_gradient = jax.jit(jax.grad(_joint, 2))
 
 
 @jax.jit
@@ -304,11 +321,11 @@ def _curved(model: LatentModel, params: Mapping, z: Array, move: Array) -> Array
     return jax.jvp(partial(jax.grad(_total, 2), model, params), (z,), (move,))[1]
 
 
-def _lags(model, points, integral: Integral, data: IntegralData) -> list[int]:
-    """How many steps of a scan are tied to one another, if more than neighbours are."""
+def _lag(model, points, integral: Integral, data: IntegralData) -> int:
+    """How many steps of a scan are tied to one another; all of them if more than a third is."""
     steps = integral.block.num_positions
     if steps == 1:
-        return []
+        return 1
     probe = _attached(model, [integral], [data])
     z, reach = _random(integral, 3), 1
     for t in dict.fromkeys((0, steps // 2, steps - 1)):
@@ -316,33 +333,32 @@ def _lags(model, points, integral: Integral, data: IntegralData) -> list[int]:
         answer = np.abs(np.asarray(_curved(probe, dict(points[0]), z, move))).max((0, 2))
         tied = np.flatnonzero(answer)
         reach = max(reach, *np.abs(tied - t))
-    reach = int(reach)
-    if reach == 1:
-        return []
-    wide = reach * integral.block.step_width
-    if reach > steps // 3 and steps * integral.block.step_width > MAX_WIDTH:
-        names = ", ".join(map(repr, integral.sites))
-        raise ModelError(
-            f"latents {names}: steps {reach} apart meet in one factor ({wide} coordinates). Carry "
-            "the state itself (centred: z_t ~ Normal(f(z_{t-1}), q)), not a function of all noises."
+    return steps if reach > steps // 3 else int(reach)
+
+
+def _too_wide(integral: Integral) -> Unsolved | None:
+    width = integral.block.width
+    if width <= MAX_WIDTH:
+        return None
+    if integral.block.lag > 1:
+        return Unsolved(
+            f"latents {_names(integral)}: steps far apart meet in one factor, {width} coordinates "
+            "in all",
+            "Carry the state itself (centred: z_t ~ Normal(f(z_{t-1}), q)), not a function of all "
+            "noises; or use ep.EM(ep.MonteCarlo()) or ep.nuts.",
         )
-    return [steps if reach > steps // 3 else reach]
+    return Unsolved(
+        f"latents {_names(integral)}: {width} coordinates hang together without a plate or a scan "
+        f"that separates them, and up to {MAX_WIDTH} are integrated as one block",
+        "Put the latents in the plate whose elements are independent, or use "
+        "ep.EM(ep.MonteCarlo()) or ep.nuts.",
+    )
 
 
-def _check_width(integral: Integral) -> None:
-    if integral.block.width > MAX_WIDTH:
-        names = ", ".join(map(repr, integral.sites))
-        raise ModelError(
-            f"latents {names}: {integral.block.width} coordinates hang together without a plate or "
-            f"a scan that separates them, and up to {MAX_WIDTH} are integrated as one block. Put "
-            "the latents in the plate whose elements are independent, or use ep.nuts."
-        )
-
-
-def _with_real(model, points, integral: Integral, data: IntegralData) -> IntegralData:
+def _with_real(model, points, integral: Integral, data: IntegralData, slope) -> IntegralData:
     """Mark the coordinates that no factor sees: padding and masked latents."""
     probe = _attached(model, [integral], [data])
-    seen = [np.asarray(_gradient(probe, dict(points[0]), _random(integral, s))) for s in (5, 6)]
+    seen = [np.asarray(slope(probe, dict(points[0]), _random(integral, s))) for s in (5, 6)]
     real = jnp.asarray((seen[0] != 0) | (seen[1] != 0), float)
     return data._replace(real=real)
 
