@@ -1,0 +1,1 @@
+"""Particle methods for programs with one scan: filters, backward simulation, particle Gibbs."""
