@@ -9,7 +9,7 @@ from jax import Array
 
 from emprob.particle.body import Body, Latents, Stage
 from emprob.particle.layout import take, take_sites
-from emprob.particle.proposal import Plan, Proposal
+from emprob.particle.proposal import Plan, Sampler
 
 
 class Cloud(NamedTuple):
@@ -30,41 +30,34 @@ class Cloud(NamedTuple):
     log_ahead: Array
 
 
-def entered(
-    body: Body, proposal: Proposal, plan: Plan, key: Array, num: int, pinned: Latents | None = None
-) -> Cloud:
+def entered(body: Body, plan: Plan, key: Array, num: int, pinned: Latents | None = None) -> Cloud:
     """The cloud before the scan's first step; the last particle at given latents, if any."""
-    series = body.layout.num_series
     memory = jax.tree.map(lambda m: jnp.broadcast_to(m, (num, *m.shape)), plan.memory)
-    zero = jnp.zeros((num, series))
+    zero = jnp.zeros((num, body.layout.num_series))
     start = Cloud((), {}, memory, zero, zero)
-    return _moved(body.entry, proposal, plan.entry, (), key, start, pinned)
+    return _moved(body.entry, plan.entry, plan.at_entry, (), key, start, pinned)
 
 
 def advanced(
-    body: Body, proposal: Proposal, at: Any, x: Any, key: Array, cloud: Cloud,
-    pinned: Latents | None = None,
-) -> Cloud:  # fmt: skip
+    body: Body, plan: Plan, at: Any, x: Any, key: Array, cloud: Cloud, pinned: Latents | None = None
+) -> Cloud:
     """The cloud after a step of the scan."""
-    return _moved(body.step, proposal, at, x, key, cloud, pinned)
+    return _moved(body.step, plan.step, at, x, key, cloud, pinned)
 
 
 def _moved(
-    stage: Stage, proposal: Proposal, at: Any, x: Any, key: Array, cloud: Cloud,
+    stage: Stage, sampler: Sampler, at: Any, x: Any, key: Array, cloud: Cloud,
     pinned: Latents | None,
 ) -> Cloud:  # fmt: skip
     num = len(cloud.log_weight)
-    draw = partial(proposal.draw, stage, at)
     keys = jax.random.split(key, num)
-    latents = jax.vmap(lambda k, c, m: draw(k, c, x, m))(keys, cloud.carry, cloud.memory)
+    latents = jax.vmap(lambda k, c, m: sampler.draw(at, k, c, x, m))(
+        keys, cloud.carry, cloud.memory
+    )
     if pinned is not None:
         latents = {k: v.at[-1].set(pinned[k]) for k, v in latents.items()}
-    weighed = jax.vmap(lambda c, z: stage.weigh(c, x, z), in_axes=(0, 0), axis_size=num)(
-        cloud.carry, latents
-    )
-    judged = jax.vmap(partial(proposal.judge, at), axis_size=num)(
-        latents, weighed, cloud.memory, cloud.log_ahead
-    )
+    weighed = jax.vmap(lambda c, z: stage.weigh(c, x, z), axis_size=num)(cloud.carry, latents)
+    judged = jax.vmap(partial(sampler.judge, at))(latents, weighed, cloud.memory, cloud.log_ahead)
     log_weight = cloud.log_weight + judged.log_weight
     return Cloud(weighed.carry, latents, judged.memory, log_weight, judged.log_ahead)
 

@@ -44,19 +44,19 @@ def run_filter(body: Body, plan: Plan, key: Array, settings: Settings) -> Histor
     Source: Doucet and Johansen (2011), A tutorial on particle filtering, section 3.5.
     """
     first, rest = jax.random.split(key)
-    cloud = entered(body, settings.proposal, plan, first, settings.num_particles)
+    cloud = entered(body, plan, first, settings.num_particles)
 
     def step(cloud: Cloud, inputs: tuple) -> tuple[Cloud, Any]:
         x, at, key = inputs
         key, again = jax.random.split(key)
         index, log_weight = resampled(again, cloud.log_weight, settings)
         ready = chosen(body, cloud, index)._replace(log_weight=log_weight)
-        moved = advanced(body, settings.proposal, at, x, key, ready)
+        moved = advanced(body, plan, at, x, key, ready)
         return moved, (moved, index)
 
     keys = jax.random.split(rest, body.length)
     blank = cloud._replace(latents=_no_latents(body, settings.num_particles))
-    _, (clouds, ancestors) = lax.scan(step, blank, (body.xs, plan.steps, keys))
+    _, (clouds, ancestors) = lax.scan(step, blank, (body.xs, plan.at_steps, keys))
     return History(cloud, clouds, ancestors)
 
 

@@ -1,5 +1,6 @@
 """Where particles are drawn from: a proposal draws the latents of a step and judges the draw."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -9,20 +10,6 @@ from jax import Array
 from emprob.model import LatentModel
 from emprob.particle.body import Body, Latents, Stage, Weighed
 from emprob.types import Params
-
-
-class Plan(NamedTuple):
-    """What a proposal knows of the whole series before the first particle is drawn.
-
-    Attributes:
-        entry: arrays for the latents outside the scan.
-        steps: arrays for each step, time first.
-        memory: what a particle remembers for its next draw, before the entry; leaves (S, ...).
-    """
-
-    entry: Any
-    steps: Any
-    memory: Any
 
 
 class Judged(NamedTuple):
@@ -40,19 +27,39 @@ class Judged(NamedTuple):
     memory: Any
 
 
+class Sampler(NamedTuple):
+    """A proposal for one kind of step, of one particle.
+
+    Attributes:
+        draw: (at, key, carry, x, memory) -> latents.
+        judge: (at, latents, weighed, memory, log_ahead) -> Judged.
+    """
+
+    draw: Callable[[Any, Array, Any, Any, Any], Latents]
+    judge: Callable[[Any, Latents, Weighed, Any, Array], Judged]
+
+
+class Plan(NamedTuple):
+    """A proposal that knows the whole series, before the first particle is drawn.
+
+    Attributes:
+        entry, step: how latents outside and inside the scan are drawn.
+        at_entry, at_steps: arrays for the first, and for each step, time first.
+        memory: what a particle remembers before the entry; leaves (S, ...).
+    """
+
+    entry: Sampler
+    step: Sampler
+    at_entry: Any
+    at_steps: Any
+    memory: Any
+
+
 @runtime_checkable
 class Proposal(Protocol):
     """A frozen, hashable dataclass of settings."""
 
     def plan(self, model: LatentModel, params: Params, body: Body) -> Plan: ...
-
-    def draw(
-        self, stage: Stage, at: Any, key: Array, carry: Any, x: Any, memory: Any
-    ) -> Latents: ...
-
-    def judge(
-        self, at: Any, latents: Latents, weighed: Weighed, memory: Any, log_ahead: Array
-    ) -> Judged: ...
 
 
 @dataclass(frozen=True)
@@ -66,12 +73,14 @@ class Bootstrap:
     """
 
     def plan(self, model: LatentModel, params: Params, body: Body) -> Plan:
-        return Plan((), (), ())
+        return Plan(_prior(body.entry), _prior(body.step), (), (), ())
 
-    def draw(self, stage: Stage, at: Any, key: Array, carry: Any, x: Any, memory: Any) -> Latents:
+
+def _prior(stage: Stage) -> Sampler:
+    def draw(at: Any, key: Array, carry: Any, x: Any, memory: Any) -> Latents:
         return stage.propose(key, carry, x)
 
-    def judge(
-        self, at: Any, latents: Latents, weighed: Weighed, memory: Any, log_ahead: Array
-    ) -> Judged:
+    def judge(at: Any, latents: Latents, weighed: Weighed, memory: Any, log_ahead: Array) -> Judged:
         return Judged(weighed.observed, jnp.zeros_like(weighed.observed), memory)
+
+    return Sampler(draw, judge)

@@ -1,0 +1,208 @@
+"""A Gaussian chain around the mode of the latents, and what it says of each step.
+
+The log-density of the latents, expanded to second order around its mode, is a sum of quadratics of
+L + 1 neighbouring steps each. Eliminating the steps from the last to the first gives the law of a
+step given the L before it and all data (where to draw from), and the quadratic that the later steps
+leave on the earlier ones (the lookahead: what the later data say of the state).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from emprob.errors import ModelError
+from emprob.estep.gaussian import Gaussian
+from emprob.estep.laplace import Laplace
+from emprob.integral import quadrature
+from emprob.integral.expectation import problem
+from emprob.integral.integral import values_of
+from emprob.model import LatentModel
+from emprob.particle.body import Body, Latents
+from emprob.particle.coordinates import Coordinates
+from emprob.partition.gaussian import cholesky, inverse, symmetric
+from emprob.types import Params
+
+
+class Guide(NamedTuple):
+    """The Gaussian law of a step's coordinates given those of the L before it, as deviations.
+
+    Attributes:
+        mode: (S, D).
+        offset: (S, D); the mean is offset - gain @ window.
+        gain: (S, D, L D).
+        root: lower triangular, of the covariance, (S, D, D).
+        precision, linear: of the lookahead, on the window that ends with this step, (S, L D, L D)
+            and (S, L D).
+        real: (S, D), 1 for a coordinate that some factor depends on.
+    """
+
+    mode: Array
+    offset: Array
+    gain: Array
+    root: Array
+    precision: Array
+    linear: Array
+    real: Array
+
+
+def mode_of(model: LatentModel, params: Params) -> Latents:
+    """The mode of all latents, by site.
+
+    Raises:
+        ModelError: some latent is discrete, or its log-density has no smooth mode.
+    """
+    groups = model.structure.integrals
+    known = {s for g in groups for s in g.sites}
+    for name in model.latents:
+        if name not in known:
+            raise ModelError(
+                f"Guided(): latent '{name}' is discrete, so there is no Gaussian around a mode to "
+                "draw from. Use Bootstrap()."
+            )
+    found: Latents = {}
+    for i, g in enumerate(groups):
+        if not isinstance(g.rule, Gaussian | Laplace) or g.branches:
+            names = ", ".join(map(repr, g.sites))
+            raise ModelError(
+                f"Guided(): the log-density has no Gaussian around its mode in {names}; {g.why}. "
+                "Use Bootstrap()."
+            )
+        p = problem(model, params, i)
+        near = quadrature.gaussian_around if g.quadratic else quadrature.laplace_around
+        around = near(p.fixed, p.fixed, p.centre, p.real)
+        move = quadrature.solve(around.precision, around.gradient * p.real)[0] * p.real
+        found |= values_of(g, model.data.integrals[i], (around.z + move)[0])
+    return found
+
+
+def guides(
+    body: Body, mode: Latents, outside: Coordinates, inside: Coordinates, reach: int
+) -> tuple[Guide, Guide]:
+    """The guides of the entry and of each step, time first.
+
+    Args:
+        body: of the program.
+        mode: by site.
+        outside, inside: coordinates of the latents outside and inside the scan, equally wide.
+        reach: L, steps that a factor reaches back.
+    """
+    first = outside.pack({k: mode[k] for k in outside.sites})
+    path = jax.vmap(inside.pack)({k: mode[k] for k in inside.sites})
+    precision, linear = _factors(body, first, path, outside, inside, reach)
+    series, width = first.shape
+    zero = jnp.zeros((series, reach * width))
+    message = jnp.zeros((series, reach * width, reach * width)), zero
+
+    def step(message: tuple, inputs: tuple) -> tuple[tuple, Guide]:
+        own, slope, here = inputs
+        return _eliminated(own, slope, here, *message)
+
+    message, steps = lax.scan(step, message, (precision, linear, path), reverse=True)
+
+    def entry(w: Array) -> Array:
+        u = first + w[0]
+        found = body.entry.weigh((), (), outside.unpack(u))
+        return found.own + found.observed + outside.log_jacobian(u)
+
+    own, slope = _expanded(entry, (1, series, width))
+    before = reach * width
+    own = jnp.pad(own, ((0, 0), (before, 0), (before, 0)))
+    slope = jnp.pad(slope, ((0, 0), (before, 0)))
+    return _eliminated(own, slope, first, *message)[1], steps
+
+
+def _eliminated(
+    own: Array, slope: Array, mode: Array, precision: Array, linear: Array
+) -> tuple[tuple, Guide]:
+    """Integrate a step out of its own factor and of what the later steps have left.
+
+    Args:
+        own, slope: quadratic of the window of L + 1 steps that ends here, (S, K, K) and (S, K).
+        mode: (S, D).
+        precision, linear: left by the later steps on the last L steps of it.
+    """
+    d = mode.shape[1]
+    total = own.at[:, d:, d:].add(precision)
+    slope = slope.at[:, d:].add(linear)
+    here = symmetric(total[:, -d:, -d:])
+    real = (jnp.abs(here).sum(-1) > 0).astype(here.dtype)
+    cov = inverse(here + jnp.eye(d) * (1.0 - real)[:, None, :])[0]
+    side = total[:, -d:, :-d]
+    gain = jnp.einsum("sij,sjk->sik", cov, side)
+    offset = jnp.einsum("sij,sj->si", cov, slope[:, -d:])
+    left = symmetric(total[:, :-d, :-d] - jnp.einsum("sji,sjk->sik", side, gain))
+    rest = slope[:, :-d] - jnp.einsum("sji,sj->si", side, offset)
+    root = cholesky(symmetric(cov))
+    return (left, rest), Guide(mode, offset, gain, root, precision, linear, real)
+
+
+# -- factors ------------------------------------------------------------------------------------
+
+
+def _expanded(f: Callable[[Array], Array], shape: tuple[int, int, int]) -> tuple[Array, Array]:
+    """Minus the Hessian (S, K, K) and the gradient (S, K) at zero of a function that is separate.
+
+    Args:
+        f: (blocks, S, D) -> (S,).
+        shape: (blocks, S, D); K = blocks * D.
+    """
+    blocks, series, d = shape
+    size = blocks * d
+    slope, push = jax.linearize(jax.grad(lambda w: f(w).sum()), jnp.zeros(shape))
+    directions = jnp.eye(size).reshape(size, blocks, 1, d)
+    columns = jax.vmap(lambda v: push(jnp.broadcast_to(v, shape)))(directions)
+    by_series = lambda x: jnp.moveaxis(x, -2, 0).reshape(series, -1)  # noqa: E731
+    hessian = jnp.stack([by_series(c) for c in columns], -1)
+    return -hessian, by_series(slope)
+
+
+def _factors(
+    body: Body, first: Array, path: Array, outside: Coordinates, inside: Coordinates, reach: int
+) -> tuple[Array, Array]:
+    """The quadratic of every step around the mode, (T, S, K, K) and (T, S, K)."""
+    shape = (reach + 1, *first.shape)
+    start = body.entry.weigh((), (), outside.unpack(first)).carry
+
+    def last(carry: object, x: object, u: Array) -> Array:
+        found = body.step.weigh(carry, x, inside.unpack(u))
+        return found.own + found.observed + inside.log_jacobian(u)
+
+    def early(s: int) -> tuple[Array, Array]:
+        """A step whose window reaches the entry."""
+
+        def f(w: Array) -> Array:
+            u = first + w[reach - s - 1]
+            carry = body.entry.weigh((), (), outside.unpack(u)).carry
+            for j in range(s):
+                x, u = jax.tree.map(lambda v: v[j], body.xs), path[j] + w[reach - s + j]  # noqa: B023
+                carry = body.step.weigh(carry, x, inside.unpack(u)).carry
+            return last(carry, jax.tree.map(lambda v: v[s], body.xs), path[s] + w[reach])
+
+        return _expanded(f, shape)
+
+    def late(carry: object, xs: object, u: Array) -> tuple[Array, Array]:
+        def f(w: Array) -> Array:
+            state = carry
+            for j in range(reach):
+                x = jax.tree.map(lambda v: v[j], xs)  # noqa: B023
+                state = body.step.weigh(state, x, inside.unpack(u[j] + w[j])).carry
+            return last(state, jax.tree.map(lambda v: v[reach], xs), u[reach] + w[reach])
+
+        return _expanded(f, shape)
+
+    few = min(reach, body.length)
+    parts = [tuple(x[None] for x in early(s)) for s in range(few)]
+    if body.length > reach:
+        _, carries = lax.scan(
+            lambda c, z: (body.step.weigh(c, z[0], inside.unpack(z[1])).carry, c),
+            start, (body.xs, path),
+        )  # fmt: skip
+        index = jnp.arange(body.length - reach)[:, None] + jnp.arange(reach + 1)
+        windows = jax.tree.map(lambda v: v[index], (body.xs, path))
+        carries = jax.tree.map(lambda v: v[: body.length - reach], carries)
+        parts.append(jax.vmap(late)(carries, *windows))
+    precision, linear = (jnp.concatenate(x) for x in zip(*parts, strict=True))
+    return precision, linear
