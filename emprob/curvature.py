@@ -6,9 +6,9 @@ user's scale. It is scaled to unit diagonal before its rank is judged: a directi
 information gets NaN and a name, never a large number.
 """
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -50,6 +50,8 @@ class UncertaintyReport:
             determined.
         free: (F,) bool, which of all coordinates are free.
         score: (F,) gradient of the objective over all coordinates.
+        replicas: where both are means over draws: scores (G, F) and information (G, F, F) without
+            each of G batches of the draws.
     """
 
     labels: tuple[str, ...]
@@ -62,6 +64,7 @@ class UncertaintyReport:
     score_norm: float
     free: np.ndarray
     score: np.ndarray
+    replicas: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
     def identified(self) -> bool:
@@ -108,6 +111,30 @@ class UncertaintyReport:
         out[:, unknown] = np.nan
         return out
 
+    def newton_step(self) -> np.ndarray:
+        """I^-1 score (F,), zero along what is at a boundary or not determined."""
+        root = self.square_root()
+        return root @ (root.T @ self.score)
+
+    @cached_property
+    def without(self) -> list["UncertaintyReport"]:
+        """The reports without each batch of the draws."""
+        if self.replicas is None:
+            return []
+        free = np.ix_(self.free, self.free)
+        return [
+            replace(self, score=s, information=i[free], replicas=None)
+            for s, i in zip(*self.replicas, strict=True)
+        ]
+
+    def noise_of(self, jacobian: np.ndarray) -> np.ndarray:
+        """Monte Carlo standard errors (M,) of outputs with a given Jacobian (M, F), by jackknife.
+
+        Of the outputs a Newton step away, so that the error of the information counts as well as
+        that of the score; zero where nothing was drawn.
+        """
+        return jackknife([jacobian @ r.newton_step() for r in self.without])
+
     def square_root(self) -> np.ndarray:
         """(F, P') with B B' = covariance of all coordinates; zero along what is not determined."""
         system = _decompose(self.information, _tolerance(self))
@@ -115,6 +142,14 @@ class UncertaintyReport:
         root = np.zeros((len(self.free), len(values)))
         root[self.free] = kept / np.sqrt(values) / system.scale[:, None]
         return root
+
+
+def jackknife(values: Sequence[np.ndarray]) -> np.ndarray:
+    """Standard error of a statistic from its values without each of G batches."""
+    if not values:
+        return np.zeros(())
+    x, count = np.stack(values), len(values)
+    return np.sqrt((count - 1) / count * ((x - x.mean(0)) ** 2).sum(0))
 
 
 class _System(NamedTuple):
@@ -272,6 +307,17 @@ def information(
         found = _curvature(model, w, _batch(model, values, size))
         at = _Curvature(*map(np.asarray, found))
         return _report(layout, at, _diverging(model, w, layout, at))
+
+
+def report_of(
+    model: Any, params: Mapping, w: Mapping, score: np.ndarray, matrix: np.ndarray,
+    replicas: tuple[np.ndarray, np.ndarray],
+) -> UncertaintyReport:  # fmt: skip
+    """The report of an information matrix over all coordinates that was found by simulation."""
+    layout = _layout(model, params, w)
+    at = _Curvature(np.zeros(()), score, -matrix)
+    found = _report(layout, at, np.zeros(len(score), bool))
+    return replace(found, replicas=replicas)
 
 
 def as_arrays(params: Mapping[str, Any]) -> dict[str, Array]:

@@ -10,7 +10,8 @@ from emprob.estep.auto import Auto as AutoEStep
 from emprob.model import LatentModel
 from emprob.mstep.auto import Auto as AutoMStep
 from emprob.objective import dot, score, subtract
-from emprob.types import EStep, Info, MStep, Params, State
+from emprob.simulation.draws import increase
+from emprob.types import EStep, Info, MStep, Params, SimulatedEStep, State
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class EM:
     """E-step, M-step, repeat.
 
     Attributes:
-        estep: gives the weights. `ep.Auto()` chooses by the program.
+        estep: gives the weights. `ep.Auto()` chooses by the program; those by simulation
+            (`ep.MonteCarlo()`, `ep.SAEM()`, `ep.Particle()`, `ep.Variational()`) are asked for.
         mstep: does not decrease Q + log prior. `ep.Auto()` chooses by the program.
     """
 
@@ -32,17 +34,24 @@ class EM:
             object.__setattr__(self, "estep", AutoEStep())
         if isinstance(self.mstep, Auto):
             object.__setattr__(self, "mstep", AutoMStep())
-        parts: list[tuple[str, Any, type]] = [
-            ("estep", self.estep, EStep),
+        parts: list[tuple[str, Any, Any]] = [
+            ("estep", self.estep, EStep | SimulatedEStep),
             ("mstep", self.mstep, MStep),
         ]
         for name, part, kind in parts:
             if not isinstance(part, kind) or isinstance(part, type):
-                raise ValueError(
-                    f"EM({name}={part!r}): expected an {kind.__name__} such as ep.Auto()."
-                )
+                what = {"estep": "EStep", "mstep": "MStep"}[name]
+                raise ValueError(f"EM({name}={part!r}): expected an {what} such as ep.Auto().")
 
-    def init(self, model: LatentModel, params: Params) -> State:
+    @property
+    def noisy(self) -> bool:
+        """Whether the E-step draws anew at every step."""
+        return isinstance(self.estep, SimulatedEStep)
+
+    def init(self, model: LatentModel, params: Params, key: Array | None = None) -> State:
+        if isinstance(self.estep, SimulatedEStep):
+            assert key is not None
+            return State(params, self.estep.init(model, params, key))
         return State(params, jnp.full((), jnp.nan))
 
     def map(self, model: LatentModel, params: Params) -> tuple[Params, "Step"]:
@@ -55,10 +64,36 @@ class EM:
         return new, Step(posterior.log_partition, log_prior, u, gradient, move)
 
     def step(self, model: LatentModel, state: State) -> tuple[State, Info]:
+        if isinstance(self.estep, SimulatedEStep):
+            return noisy_step(model, self.estep, self.mstep, state)
         new, step = self.map(model, state.params)
         gain = step.gain
         info = make_info(step, gain, state.memory, 1)
         return State(new, gain), info
+
+
+def noisy_step(
+    model: LatentModel, estep: SimulatedEStep, mstep: MStep, state: State
+) -> tuple[State, Info]:
+    """Draw, maximise, and take the step if what it promises is more than noise.
+
+    The promise is the mean over draws of log p(y, z | new) - log p(y, z | old), which no increase
+    of the log-likelihood falls short of (Jensen's inequality).
+    """
+    old = state.params
+    posterior, memory = estep.update(model, old, state.memory)
+    new = estep.confined(model, old, mstep(model, old, posterior), memory)
+    atoms = {k: v for group in posterior.atoms for k, v in group.items()}
+    rises = increase(model, old, new, atoms)
+    log_prior = model.log_prior(old)
+    gain, error = estep.promise(rises, memory)
+    gain = gain + model.log_prior(new) - log_prior
+    taken = estep.adopts(gain, error)
+    params = {k: jnp.where(taken, new[k], old[k]) for k in old}
+    value, nan = posterior.log_partition, jnp.full((), jnp.nan)
+    distance = jnp.sqrt(2.0 * jnp.maximum(gain, 0.0))
+    info = Info(value + log_prior, value, gain, nan, distance, jnp.asarray(1), error)
+    return State(params, memory), info
 
 
 class Step(NamedTuple):

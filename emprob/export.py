@@ -53,13 +53,18 @@ def save(fit: Fit, path: Any) -> None:
 
 def _packed(report: UncertaintyReport) -> tuple[dict[str, Any], dict[str, Any]]:
     values = {f.name: getattr(report, f.name) for f in fields(report)}
+    replicas = values.pop("replicas")
     arrays = {k: v for k, v in values.items() if isinstance(v, np.ndarray)}
-    return arrays, {k: v for k, v in values.items() if k not in arrays}
+    if replicas is not None:
+        arrays["scores"], arrays["matrices"] = replicas
+    return arrays, {k: v for k, v in values.items() if not isinstance(v, np.ndarray)}
 
 
 def _unpacked(arrays: Mapping[str, Any], rest: Mapping[str, Any]) -> UncertaintyReport:
     plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in rest.items()}
-    return UncertaintyReport(**arrays, **plain)
+    arrays = dict(arrays)
+    replicas = (arrays.pop("scores"), arrays.pop("matrices")) if "scores" in arrays else None
+    return UncertaintyReport(**arrays, **plain, replicas=replicas)
 
 
 def load(path: Any, model: Any = None) -> Fit:

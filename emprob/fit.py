@@ -9,13 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from emprob import noisy
 from emprob.accelerate import Squarem
 from emprob.curvature import UncertaintyReport
 from emprob.edge import Snapped, snapped
 from emprob.em import EM
 from emprob.errors import ConvergenceWarning, PrecisionWarning
-from emprob.estep.conjugate import Conjugate
-from emprob.estep.gaussian import Gaussian
 from emprob.estep.laplace import Laplace
 from emprob.keys import as_key
 from emprob.loop import init as begin_state
@@ -24,7 +23,7 @@ from emprob.map import MAP
 from emprob.model import LatentModel
 from emprob.precision import working
 from emprob.result import Fit
-from emprob.runs import SHORT, Clock, Run, Session, race, run_from, table
+from emprob.runs import SHORT, Clock, Run, Session, Start, race, run_from, table
 from emprob.starts import make_starts
 from emprob.types import Algorithm, Info, State, Status
 from emprob.validate import check_init, check_steps
@@ -72,6 +71,8 @@ def fit(
     check_steps(max_steps, tol, num_starts)
     method = choose(model, method)
     model = with_rule(model, method)
+    if getattr(method, "noisy", False):
+        noisy.check(model, method, num_starts, checkpoint)
     if dtype is not None:
         model = with_dtype(model, dtype)
     with working(model):
@@ -80,11 +81,24 @@ def fit(
         starts, origins = make_starts(model, as_key(0 if key is None else key), num_starts, init)
         rows, clock = table(origins), Clock()
         session = Session(model, max_steps, progress, callback, rows, clock)
+        if getattr(method, "noisy", False):
+            return _fit_noisily(session, method, starts[0], as_key(0 if key is None else key))
         finalists = race(session, method, starts, tol)
         runs = [run_from(session, method, start, tol, checkpoint) for start in finalists]
         best = max(runs, key=lambda r: (not collapse(model, r.params), r.objective))
         best, report = _finished(session, method, best, tol)
         return _result(session, method, best, report)
+
+
+def _fit_noisily(session: Session, method: Any, params: Mapping, key: Any) -> Fit:
+    """EM on draws: the run, its plateau, and what is known of the estimate."""
+    first, second = jax.random.split(key)
+    run, method, memory = noisy.run_noisily(session, method, Start(0, dict(params), 0, None), first)
+    run, report, simulated = noisy.finished(session, method, run, memory, second)
+    session.rows[0].update(objective=run.objective, steps=run.num_steps)
+    fit = _result(session, method, run, report)
+    value = fit.log_likelihood if simulated is None else simulated.log_likelihood
+    return replace(fit, simulated=simulated, log_likelihood=value)
 
 
 def _finished(
@@ -118,11 +132,16 @@ def steps(
     """
     method = choose(model, method)
     model = with_rule(model, method)
+    key = as_key(0 if key is None else key)
     with working(model):
         model = _in_width(model)
         init = check_init(init, model)
-        starts, _ = make_starts(model, as_key(0 if key is None else key), 1, init)
-        state = begin_state(model, method, starts[0])
+        starts, _ = make_starts(model, key, 1, init)
+        drawing = None
+        if getattr(method, "noisy", False):
+            method = replace(method, estep=noisy.prepared(method.estep, model, starts[0], key))
+            drawing = jax.random.key_data(key)
+        state = begin_state(model, method, starts[0], drawing)
     while True:
         with working(model):
             state, info = step(model, method, state)
@@ -149,13 +168,10 @@ def choose(model: LatentModel, method: Algorithm | None) -> Algorithm:
 
 
 def with_rule(model: LatentModel, method: Algorithm) -> LatentModel:
-    """The model integrating its continuous latents as the method's E-step says."""
+    """The model as the method's E-step wants it: its rule of integration, what it can evaluate."""
     inner = getattr(method, "method", method)
-    rule = getattr(inner, "estep", None)
-    if not isinstance(rule, Gaussian | Laplace | Conjugate):
-        return model
-    integrals = tuple(rule.applied(i) for i in model.structure.integrals)
-    return replace(model, structure=replace(model.structure, integrals=integrals))
+    adapted = getattr(getattr(inner, "estep", None), "adapted", None)
+    return model if adapted is None else adapted(model)
 
 
 def needs_ascent(model: LatentModel) -> bool:

@@ -88,11 +88,25 @@ def importance(fit: Any, key: Any, n: int = 1000) -> ImportanceReport:
         raise ValueError(f"n: expected {FEWEST} draws or more, got {n!r}.")
     with working(model):
         params = {k: jnp.asarray(v) for k, v in fit.params.items()}
-        found = jax.tree.map(np.asarray, _corrected(model, params, as_key(key), int(n)))
+        found = corrected(model, params, as_key(key), int(n))
+    return ImportanceReport(*found, int(n), _sentence(*found, int(n)))
+
+
+class Corrected(NamedTuple):
+    """log Z by importance sampling, its error, log Z by the E-step's rule, and the worst k-hat."""
+
+    value: float
+    error: float
+    rough: float
+    khat: float
+
+
+def corrected(model: Any, params: dict[str, Array], key: Array, num: int) -> Corrected:
+    """log Z of a model by importance sampling around the mode."""
+    found = jax.tree.map(np.asarray, _corrected(model, params, key, num))
     khats = [_worst_khat(x) for x in found.log_ratios]
-    khat = max(khats, default=0.0)
     values = float(found.log_evidence), float(found.error), float(found.laplace)
-    return ImportanceReport(*values, khat, int(n), _sentence(*values, khat, int(n)))
+    return Corrected(*values, max(khats, default=0.0))
 
 
 class _Found(NamedTuple):

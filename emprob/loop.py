@@ -1,7 +1,8 @@
 """The compiled loop: steps of an algorithm in one call, each judged before it is adopted."""
 
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,8 @@ class Loop(NamedTuple):
         params: the parameters that `info` describes, all finite.
         objective: there.
         count: steps accepted so far.
-        stop: 0 go on, 1 converged, 2 objective fell, 3 not finite, 4 out of steps.
+        stop: 0 go on, 1 converged, 2 objective fell, 3 not finite, 4 out of steps, 5 a step whose
+            gain cannot be told from noise.
     """
 
     state: State
@@ -32,13 +34,15 @@ class Loop(NamedTuple):
     stop: Array
 
 
-GO, CONVERGED, FELL, NON_FINITE, OUT = range(5)
+GO, CONVERGED, FELL, NON_FINITE, OUT, STALLED = range(6)
 
 
 @partial(jax.jit, static_argnames="method")
-def init(model: LatentModel, method: Algorithm, params: Params) -> State:
-    """The algorithm's first state."""
-    return method.init(model, params)
+def init(
+    model: LatentModel, method: Algorithm, params: Params, key: Array | None = None
+) -> State:
+    """The algorithm's first state; a key if it draws."""
+    return method.init(model, params) if key is None else method.init(model, params, key)  # pyright: ignore
 
 
 @partial(jax.jit, static_argnames="method")
@@ -50,9 +54,8 @@ def step(model: LatentModel, method: Algorithm, state: State) -> tuple[State, In
 def _loop_core(model, method, loop: Loop, limit, max_steps, tol, capacity: int):
     """Up to `limit` evaluations; each describes the current parameters and proposes the next."""
     blank = jnp.zeros(capacity, loop.objective.dtype)
-    trace = Info(blank, blank, blank, blank, blank, jnp.zeros(capacity, int))
-
-    decide = _decide if getattr(method, "monotone", True) else _decide_freely
+    trace = Info(blank, blank, blank, blank, blank, jnp.zeros(capacity, int), blank)
+    decide = _decision(method)
 
     def going(carry):
         i, loop, _ = carry
@@ -65,6 +68,13 @@ def _loop_core(model, method, loop: Loop, limit, max_steps, tol, capacity: int):
         return i + 1, decide(loop, new, info, max_steps, tol), trace
 
     return jax.lax.while_loop(going, advance, (jnp.zeros((), int), loop, trace))
+
+
+def _decision(method: Algorithm) -> Callable:
+    """How a method's steps are judged."""
+    if getattr(method, "noisy", False):
+        return partial(_decide_noisily, method.estep)  # pyright: ignore
+    return _decide if getattr(method, "monotone", True) else _decide_freely
 
 
 def _decide(loop: Loop, new: State, info: Info, max_steps, tol) -> Loop:
@@ -95,6 +105,17 @@ def _decide_freely(loop: Loop, new: State, info: Info, max_steps, tol) -> Loop:
     go = stop == GO
     state = jax.tree.map(lambda a, b: jnp.where(go, a, b), new, loop.state)
     return Loop(state, params, objective, loop.count + go, stop)
+
+
+def _decide_noisily(estep: Any, loop: Loop, new: State, info: Info, max_steps, tol) -> Loop:
+    """Of a method that draws: the objective is not known, or only an estimate; the state's last."""
+    finite = jnp.isfinite(info.gain)
+    stop = jnp.where(estep.adopts(info.gain, info.error), GO, STALLED)
+    stop = jnp.where((stop == GO) & (loop.count >= max_steps), OUT, stop)
+    stop = jnp.where(finite, stop, NON_FINITE)
+    state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, loop.state)
+    objective = jnp.where(finite, info.objective, loop.objective)
+    return _strong(Loop(state, state.params, objective, loop.count + (stop == GO), stop))
 
 
 @partial(jax.jit, static_argnames=("method", "capacity"))

@@ -5,7 +5,7 @@ is `log_partition`, its gradient the weights, the inner product of weights and n
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -189,6 +189,12 @@ class LatentModel:
 jax.tree_util.register_dataclass(
     LatentModel, data_fields=["data"], meta_fields=["structure", "notes"]
 )
+
+
+def with_rules(model: LatentModel, applied: Callable[[Any], Any]) -> LatentModel:
+    """The model with every integral changed by a function."""
+    integrals = tuple(applied(i) for i in model.structure.integrals)
+    return replace(model, structure=replace(model.structure, integrals=integrals))
 
 
 class StaticArray:

@@ -37,6 +37,8 @@ class Fit:
         start_rows: a row for each start.
         information: the uncertainty report, if the driver made one.
         rows: the table that summaries are made of, in a loaded fit.
+        simulated: of an E-step by simulation: draws of the latents at the estimate, and the Monte
+            Carlo error of the log-likelihood (`settle.Simulated`).
     """
 
     model: Any
@@ -54,6 +56,7 @@ class Fit:
     start_rows: tuple[dict, ...] = ()
     information: UncertaintyReport | None = None
     rows: pd.DataFrame | None = None
+    simulated: Any = None
     counts: Mapping[str, int] | None = None
 
     # -- how it ended -----------------------------------------------------------------------
@@ -117,7 +120,9 @@ class Fit:
 
         Returns:
             Columns estimate, se, lower, upper (constrained scale), gradient (the score,
-            unconstrained scale) and note: 'boundary' or 'unidentified', or nothing.
+            unconstrained scale) and note: 'boundary' or 'unidentified', or nothing. After an
+            E-step by simulation also mc_error and se_error: the Monte Carlo standard errors of the
+            estimate and of its standard error.
         """
         frame = uncertainty.summary_of(self._table, level)
         frame.attrs["status"] = self.status.word

@@ -42,6 +42,7 @@ class Info(NamedTuple):
         rate: ratio of the last two gains (the square of EM's linear rate, near the optimum).
         score_norm: estimated distance to the optimum in standard errors, there.
         num_maps: E-steps the step used.
+        error: Monte Carlo standard error of `gain`, the increase of Q; 0 where nothing is drawn.
     """
 
     objective: np.ndarray | Array
@@ -50,6 +51,7 @@ class Info(NamedTuple):
     rate: np.ndarray | Array
     score_norm: np.ndarray | Array
     num_maps: np.ndarray | Array
+    error: np.ndarray | Array | float = 0.0
 
 
 class Capabilities(NamedTuple):
@@ -68,6 +70,66 @@ class EStep(Protocol):
     def capabilities(self) -> Capabilities: ...
 
     def __call__(self, model: Any, params: Params) -> Posterior: ...
+
+
+@runtime_checkable
+class SimulatedEStep(Protocol):
+    """An E-step that draws, and remembers from step to step. A frozen, hashable dataclass.
+
+    Attributes:
+        num_batches: independent batches of its draws, whose spread tells the Monte Carlo error.
+        evidence: whether it estimates log Z; else the objective is not known while it runs.
+        unbiased: whether its draws are of the posterior, so that Newton's steps on their scores
+            lead to the optimum.
+    """
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    @property
+    def num_batches(self) -> int: ...
+
+    @property
+    def evidence(self) -> bool: ...
+
+    @property
+    def unbiased(self) -> bool: ...
+
+    def adapted(self, model: Any) -> Any:
+        """The model as the E-step wants it."""
+        ...
+
+    def init(self, model: Any, params: Params, key: Array) -> Any:
+        """The memory before the first step."""
+        ...
+
+    def update(self, model: Any, params: Params, memory: Any) -> tuple[Posterior, Any]:
+        """The posterior, and the memory after it."""
+        ...
+
+    def sample(self, model: Any, params: Params, memory: Any) -> tuple[Atoms, Array, Any]:
+        """Draws by site (A, ...), log Z or NaN, and the memory after them."""
+        ...
+
+    def promise(self, rises: Array, memory: Any) -> tuple[Array, Array]:
+        """Mean over the draws of what a step gains at each (A,), and its standard error."""
+        ...
+
+    def adopts(self, gain: Array, error: Array) -> Array:
+        """Whether a step is taken that promises an increase of Q, known up to an error."""
+        ...
+
+    def confined(self, model: Any, old: Params, new: Params, memory: Any) -> Params:
+        """The M-step's parameters, as far as the E-step lets them go."""
+        ...
+
+    def grown(self) -> Any:
+        """The E-step with more draws, or None."""
+        ...
+
+    def final(self) -> Any:
+        """The E-step as it draws at the end of a run."""
+        ...
 
 
 @runtime_checkable

@@ -22,6 +22,7 @@ from emprob.curvature import (
     coordinates_of,
     in_double,
     information,
+    jackknife,
     outputs_jacobian,
 )
 
@@ -215,7 +216,13 @@ def table(model: Any, params: Mapping[str, Any], report: UncertaintyReport) -> p
     se = _roots(_covariance(model, params, report, out, "observed"))
     note = np.where(out.boundary, "boundary", np.where(np.isnan(se), "unidentified", ""))
     columns = (out.value, se, out.low, out.high, out.score, note)
-    return pd.DataFrame(dict(zip(COLUMNS, columns, strict=True)), index=out.labels)
+    frame = pd.DataFrame(dict(zip(COLUMNS, columns, strict=True)), index=out.labels)
+    if report.replicas is not None:
+        frame["mc_error"] = report.noise_of(out.jacobian)
+        frame["se_error"] = jackknife(
+            [_roots(r.covariance_of(out.jacobian)) for r in report.without]
+        )
+    return frame
 
 
 def table_without_errors(model: Any, params: Mapping[str, Any], note: str) -> pd.DataFrame:
@@ -251,6 +258,9 @@ def summary_of(rows: pd.DataFrame, level: float) -> pd.DataFrame:
         },
         index=rows.index,
     )
+    for column in ("mc_error", "se_error"):
+        if column in rows:
+            frame.insert(frame.columns.get_loc("note"), column, rows[column])
     frame.attrs["level"] = level
     frame.attrs["intervals"] = (
         "Wald, symmetric on the log scale above a bound and on the log-odds scale in an interval, "

@@ -19,6 +19,7 @@ from emprob.types import Params, Status
 
 EMPTY = 1e-10  # weight of a component that explains nothing
 FAR = 1e-3  # standard errors from the optimum that no run may call converged
+JUDGED = (Status.CONVERGED, Status.MAX_STEPS, Status.STOCHASTIC_PLATEAU)
 MAX_INFORMATION = 200  # parameters; above, the curvature test costs more than the fit
 
 
@@ -48,7 +49,7 @@ def judge(
             f"{objective[-2]:.8g}; the parameters before it are kept)"
         )
     report = None if collapsed else report
-    if report is not None and status in (Status.CONVERGED, Status.MAX_STEPS):
+    if report is not None and status in JUDGED:
         status, message = _by_curvature(status, message, report, warned)
     constant = "" if collapsed else constant_data(model)
     empty = empty_components(model, run.params), dead_states(model, run.params)

@@ -12,7 +12,7 @@ from emprob.errors import ModelError
 from emprob.integral.expectation import Problem, Solution, expectation
 from emprob.integral.integral import Field, Integral
 from emprob.integral.kernels import Kernel
-from emprob.model import LatentModel
+from emprob.model import LatentModel, with_rules
 from emprob.types import Capabilities, Params, Posterior
 
 
@@ -36,6 +36,10 @@ class Conjugate:
 
     def __call__(self, model: LatentModel, params: Params) -> Posterior:
         return expectation(model, params)
+
+    def adapted(self, model: LatentModel) -> LatentModel:
+        """The model with every group of latents integrated by this rule."""
+        return with_rules(model, self.applied)
 
     def applied(self, integral: Integral) -> Integral:
         """The group as it was found; refused where it is not conjugate."""

@@ -11,7 +11,7 @@ from emprob.integral import quadrature
 from emprob.integral.expectation import Problem, Solution, expectation
 from emprob.integral.integral import Integral
 from emprob.integral.moments import atom_draw, gaussian_draw
-from emprob.model import LatentModel
+from emprob.model import LatentModel, with_rules
 from emprob.types import Capabilities, Params, Posterior
 
 MAX_WIDTH = 3  # coordinates of a series for which a product rule is cheap
@@ -48,6 +48,10 @@ class Laplace:
 
     def __call__(self, model: LatentModel, params: Params) -> Posterior:
         return expectation(model, params)
+
+    def adapted(self, model: LatentModel) -> LatentModel:
+        """The model with every group of latents integrated by this rule."""
+        return with_rules(model, self.applied)
 
     def applied(self, integral: Integral) -> Integral:
         """The group integrated by this rule; a conjugate one stays exact, a rough one is refused."""

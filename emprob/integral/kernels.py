@@ -29,6 +29,7 @@ class Kernel:
             whose mean is about one (or the middle of its support).
         draw: key, eta (..., P) -> a draw (..., D).
         scaled: whether z / mean(z) is a coordinate as good (a half-line).
+        support: of z.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Kernel:
     atoms: Callable[[int], np.ndarray]
     draw: Callable[[Array, Array], Array]
     scaled: bool
+    support: Any
 
 
 def _inside(ok: Array, value: Array) -> Array:
@@ -84,17 +86,19 @@ def _draw_beta(key: Array, eta: Array) -> Array:
 
 GAMMA = Kernel(
     "Gamma", lambda z: jnp.concatenate([jnp.log(z), z], -1), _gamma,
-    lambda _: np.array([[0.4], [1.0], [2.0]]), _draw_gamma, True,
+    lambda _: np.array([[0.4], [1.0], [2.0]]), _draw_gamma, True, constraints.positive,
 )  # fmt: skip
 INVERSE_GAMMA = Kernel(
     "InverseGamma", lambda z: jnp.concatenate([jnp.log(z), 1.0 / z], -1), _inverse_gamma,
-    lambda _: np.array([[0.4], [1.0], [2.0]]), _draw_inverse_gamma, True,
+    lambda _: np.array([[0.4], [1.0], [2.0]]), _draw_inverse_gamma, True, constraints.positive,
 )  # fmt: skip
 BETA = Kernel(
     "Beta", lambda z: jnp.concatenate([jnp.log(z), jnp.log1p(-z)], -1), _beta,
-    lambda _: np.array([[0.2], [0.5], [0.8]]), _draw_beta, False,
+    lambda _: np.array([[0.2], [0.5], [0.8]]), _draw_beta, False, constraints.unit_interval,
 )  # fmt: skip
-DIRICHLET = Kernel("Dirichlet", jnp.log, _beta, _simplex_atoms, _draw_dirichlet, False)
+DIRICHLET = Kernel(
+    "Dirichlet", jnp.log, _beta, _simplex_atoms, _draw_dirichlet, False, constraints.simplex
+)  # fmt: skip
 
 
 def candidates(support: Any, width: int) -> tuple[Kernel, ...]:

@@ -1,0 +1,109 @@
+"""Observed information from draws of the latents, by Louis' identity, with its Monte Carlo error.
+
+With z drawn given the data, S the score and H the Hessian of log p(y, z | params) + log prior,
+
+    score of the objective = E[S],    information = -E[H] - cov(S),
+
+over draws that come in independent batches, whose spread says how well both are known.
+
+Source: Louis (1982), JRSS B 44(2).
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from emprob import chart
+from emprob.curvature import (
+    UncertaintyReport,
+    as_arrays,
+    coordinates_of,
+    flatten,
+    in_double,
+    report_of,
+    unflatten,
+)
+from emprob.simulation.draws import log_joint
+from emprob.types import Atoms
+
+
+class Batches(NamedTuple):
+    """Of every batch of draws, over all F coordinates of the parameters.
+
+    Attributes:
+        score: (G, F), mean.
+        square: (G, F, F), mean outer product of the scores.
+        hessian: (G, F, F), mean.
+    """
+
+    score: np.ndarray | Array
+    square: np.ndarray | Array
+    hessian: np.ndarray | Array
+
+
+@jax.jit
+def batch_moments(model: Any, coordinates: Mapping[str, Array], atoms: Atoms) -> Batches:
+    """Scores and Hessians by batch.
+
+    Args:
+        model: with plain integrals.
+        coordinates: of the parameters, by site (see `chart.py`).
+        atoms: by site, (G, draws, ...).
+    """
+    point = flatten(model, coordinates)
+
+    def joint(flat: Array, z: Atoms) -> Array:
+        w = unflatten(model, flat, coordinates)
+        params = chart.from_coordinates(model.data.transforms, w)
+        prior = model.log_prior(params)
+        return log_joint(model, params, z) + prior
+
+    def one(z: Atoms) -> Batches:
+        scores = jax.vmap(lambda x: jax.grad(joint)(point, x))(z)
+
+        def mean(flat: Array) -> Array:
+            return jax.grad(lambda f: jax.vmap(lambda x: joint(f, x))(z).mean())(flat)
+
+        score, push = jax.linearize(mean, point)
+        hessian = lax.map(push, jnp.eye(point.size))
+        return Batches(score, scores.T @ scores / len(scores), hessian)
+
+    return lax.map(one, atoms)
+
+
+def combined(batches: Batches) -> tuple[np.ndarray, np.ndarray]:
+    """Score (F,) and information (F, F) of all draws."""
+    score, square, hessian = (np.asarray(x).mean(0) for x in batches)
+    return score, -hessian - square + np.outer(score, score)
+
+
+def louis(
+    model: Any, params: Mapping[str, Any], atoms: Mapping[str, Any], num_batches: int
+) -> UncertaintyReport:
+    """The observed information at `params`, from draws of the latents there.
+
+    Args:
+        model: a bound model with plain integrals.
+        params: by site, constrained.
+        atoms: draws by site, (A, ...), batch after batch.
+        num_batches: independent batches among them.
+
+    Returns:
+        The report, with the `replicas` that its Monte Carlo errors are computed from.
+    """
+    with jax.enable_x64(True):
+        model, values = in_double(model), as_arrays(params)
+        w = coordinates_of(model, values)
+        split = {
+            k: jnp.asarray(v).reshape(num_batches, -1, *np.shape(v)[1:]) for k, v in atoms.items()
+        }
+        found = jax.tree.map(np.asarray, batch_moments(model, w, split))
+        score, information = combined(found)
+        rest = [np.delete(np.arange(num_batches), g) for g in range(num_batches)]
+        without = [combined(Batches(*(x[r] for x in found))) for r in rest]
+        scores, matrices = (np.stack(x) for x in zip(*without, strict=True))
+        return report_of(model, values, w, score, information, (scores, matrices))

@@ -1,0 +1,122 @@
+"""One run of EM on draws: more of them when a step is lost in the noise, then its plateau."""
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from emprob.em import EM
+from emprob.errors import ModelError
+from emprob.loop import GO, NON_FINITE, OUT, STALLED, advance, begin, init
+from emprob.precision import to_numpy
+from emprob.progress import Progress
+from emprob.runs import CAPACITY, SLOW, Run, Session, Start
+from emprob.settle import Evidence, Settled, Simulated, settle
+from emprob.types import Info, Status
+
+
+def run_noisily(session: Session, method: EM, start: Start, key: Any) -> tuple[Run, EM, Any]:
+    """Steps until the largest number of draws cannot tell the next from noise.
+
+    Args:
+        session: what all runs share.
+        method: an EM whose E-step draws.
+        start: where it begins.
+        key: of its draws.
+
+    Returns:
+        The run, the method as it ended (with its number of draws), and the E-step's memory.
+    """
+    model, clock = session.model, session.clock
+    method = replace(method, estep=prepared(method.estep, model, start.params, key))
+    loop = begin(init(model, method, start.params, jax.random.key_data(key)))
+    chunks: list[Info] = []
+    bar, limit, note = Progress(session.progress, session.max_steps), 4, ""
+
+    def chunk(limit: int):
+        return advance(model, method, loop, limit, session.max_steps, 0.0, CAPACITY)
+
+    try:
+        clock.compile(lambda: chunk(0))
+        while int(loop.stop) == GO:
+            used, loop, trace = clock.run(lambda limit=limit: chunk(limit))
+            used = int(used)
+            chunks.append(jax.tree.map(lambda x, used=used: np.asarray(x)[:used], trace))
+            bar.update(int(loop.count), chunks[-1])
+            told = {k: float(getattr(chunks[-1], k)[-1]) for k in ("objective", "gain", "error")}
+            if session.callback is not None and session.callback(int(loop.count), told):
+                note = "stopped by the callback"
+                break
+            limit = limit if clock.last > SLOW else min(CAPACITY, 2 * limit)
+            if int(loop.stop) == STALLED and (more := method.estep.grown()) is not None:
+                method = replace(method, estep=more)
+                loop = loop._replace(stop=jnp.zeros_like(loop.stop))
+                clock.compile(lambda: chunk(0))
+    except KeyboardInterrupt:
+        note = "interrupted by the keyboard"
+    finally:
+        bar.close()
+    return _run(loop, chunks, note, start), method, loop.state.memory
+
+
+def prepared(estep: Any, model: Any, params: Any, key: Any) -> Any:
+    """The E-step with what it has to find out before it compiles."""
+    prepare = getattr(estep, "prepared", None)
+    return estep if prepare is None else prepare(model, params, jax.random.key_data(key))
+
+
+def _run(loop: Any, chunks: list[Info], note: str, start: Start) -> Run:
+    trace = {
+        k: np.concatenate([getattr(c, k) for c in chunks]) if chunks else np.zeros(0)
+        for k in Info._fields
+    }
+    ends = {STALLED: Status.STOCHASTIC_PLATEAU, OUT: Status.MAX_STEPS,
+            NON_FINITE: Status.NON_FINITE}  # fmt: skip
+    status = Status.INTERRUPTED if note else ends.get(int(loop.stop), Status.INTERRUPTED)
+    params = to_numpy(loop.params)
+    return Run(params, float(loop.objective), status, note, int(loop.count), trace, start.index)
+
+
+def finished(
+    session: Session, method: EM, run: Run, memory: Any, key: Any
+) -> tuple[Run, Any, Any]:
+    """Settle where the score is zero up to its noise; the run, its report, and `Simulated`."""
+    model = session.model
+    estep: Any = method.estep.final()
+    if run.status is Status.NON_FINITE:
+        return run, None, None
+    settled = session.clock.run(lambda: settle(model, estep, run.params, memory))
+    found = estep.log_evidence(model, settled.params, key)
+    log_prior = float(model.log_prior({k: jnp.asarray(v) for k, v in settled.params.items()}))
+    status = run.status
+    if status is Status.STOCHASTIC_PLATEAU and not settled.at_optimum:
+        status = Status.MAX_STEPS
+    if status is Status.MAX_STEPS and settled.at_optimum:
+        status = Status.STOCHASTIC_PLATEAU
+    run = run._replace(params=settled.params, objective=found.value + log_prior, status=status)
+    return run, settled.report, simulated(settled, found)
+
+
+def simulated(settled: Settled, found: Evidence) -> Simulated:
+    """What the result keeps."""
+    return Simulated(settled.draws, *found, settled.distance, settled.noise)
+
+
+def check(model: Any, method: EM, num_starts: int, checkpoint: Any) -> None:
+    """What runs on draws cannot do."""
+    if not model.structure.integrals:
+        names = ", ".join(map(repr, model.latents)) or "none"
+        raise ModelError(
+            f"{method.estep!r}: expected a program with continuous latents, got the latents "
+            f"{names}. Sums over discrete latents are exact: use ep.EM()."
+        )
+    if num_starts > 1:
+        raise ValueError(
+            f"num_starts={num_starts}: the objective of {method.estep!r} is known with noise, or "
+            "not at all, so starts cannot be ranked. Choose the start with ep.Laplace() and pass "
+            "it as init=."
+        )
+    if checkpoint is not None:
+        raise ValueError("checkpoint: not for E-steps by simulation. Pass init=fit.params instead.")

@@ -1,0 +1,94 @@
+"""Draws of the continuous latents as the atoms of a posterior.
+
+Discrete latents are never drawn: they are summed out at every draw of the others, which makes the
+weights those of Rao and Blackwell. With z the latents that are drawn,
+
+    log p(y, z | params) = log Z of the program in which z is held,
+
+its mean over draws is Q, and its gradient in the program's log-factors the weights.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from emprob.integral.expectation import evaluate_all
+from emprob.model import LatentModel, factors, layout
+from emprob.partition.plates import log_partition
+from emprob.types import Atoms, Params, Posterior
+
+CELLS = 4_000_000  # coordinates of latents that are evaluated together: memory
+
+
+def plain(model: LatentModel) -> LatentModel:
+    """The model whose integrals are all evaluated at given values, step by step and row by row."""
+    integrals = tuple(replace(i, steady=None) for i in model.structure.integrals)
+    data = tuple(d._replace(steady=None) for d in model.data.integrals)
+    return replace(
+        model,
+        structure=replace(model.structure, integrals=integrals),
+        data=replace(model.data, integrals=data),
+    )
+
+
+def log_joint(model: LatentModel, params: Mapping[str, Array], latents: Mapping[str, Array]):
+    """log p(y, z | params) of one draw, the discrete latents summed out."""
+    out = model.evaluate(params, latents)
+    return log_partition(factors(out), layout(out))
+
+
+def over_atoms(f, atoms: Atoms):
+    """`f` of every draw, (A, ...); as many at a time as memory allows."""
+    count = next(iter(atoms.values())).shape[0]
+    size = sum(v[0].size for v in atoms.values())
+    batch = max(1, CELLS // max(size, 1))
+    return jax.vmap(f)(atoms) if batch >= count else lax.map(f, atoms, batch_size=batch)
+
+
+def by_integral(model: LatentModel, atoms: Atoms) -> tuple[Atoms, ...]:
+    """The atoms of each group of latents."""
+    return tuple({s: atoms[s] for s in i.sites} for i in model.structure.integrals)
+
+
+def posterior_at(
+    model: LatentModel, params: Params, atoms: Atoms, shares: Array, value: Array
+) -> Posterior:
+    """Weights of every log-factor at draws of the latents.
+
+    Args:
+        model: see `plain`.
+        params: constrained space.
+        atoms: by site, (A, ...).
+        shares: (A,), what each draw counts; they sum to one and may be negative.
+        value: log Z, or an estimate of it, or NaN.
+    """
+    grouped = by_integral(model, atoms)
+    out, axes = evaluate_all(model, params, grouped)
+    naturals = {k: t.natural for k, t in out.terms.items()}
+    still = {k: jax.tree.map(lambda _: None, t) for k, t in out.terms.items()}
+    marks = {**still, **axes}
+
+    def expected(naturals: dict[str, Array]) -> Array:
+        terms = {k: t._replace(natural=naturals[k]) for k, t in out.terms.items()}
+
+        def one(terms: dict) -> Array:
+            at = replace(out, terms=terms)
+            return log_partition(factors(at), layout(at))
+
+        return shares @ jax.vmap(one, in_axes=(marks,), axis_size=len(shares))(terms)
+
+    return Posterior(value, jax.grad(expected)(naturals), grouped)
+
+
+def increase(model: LatentModel, old: Params, new: Params, atoms: Atoms) -> Array:
+    """log p(y, z | new) - log p(y, z | old) of every draw, the priors left out, (A,)."""
+    return over_atoms(lambda z: log_joint(model, new, z) - log_joint(model, old, z), atoms)
+
+
+def mean_and_error(values: Array, batches: int) -> tuple[Array, Array]:
+    """Mean over draws (A, ...) and its standard error, from the means of independent batches."""
+    means = values.reshape(batches, -1, *values.shape[1:]).mean(1)
+    return means.mean(0), jnp.std(means, axis=0, ddof=1) / jnp.sqrt(batches)
