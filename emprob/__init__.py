@@ -1,6 +1,6 @@
 """EM and MAP for NumPyro programs with latent variables, beside full Bayesian inference."""
 
-from emprob.accelerate import Squarem
+from emprob.accelerate import Anderson, Annealed, Damped, HandOver, QuasiNewton, Squarem
 from emprob.auto import Auto
 from emprob.bayes import Bayes, nuts
 from emprob.bind import bind
@@ -46,12 +46,15 @@ __version__ = "0.1.0"
 __all__ = [
     "EM",
     "MAP",
+    "Anderson",
+    "Annealed",
     "Auto",
     "Bayes",
     "CheckpointError",
     "ClosedForm",
     "Comparison",
     "ConvergenceWarning",
+    "Damped",
     "DataError",
     "DegeneracyWarning",
     "Diagnosis",
@@ -63,6 +66,7 @@ __all__ = [
     "FitError",
     "Forecast",
     "Gradient",
+    "HandOver",
     "IdentifiabilityWarning",
     "ImportanceReport",
     "Info",
@@ -71,6 +75,7 @@ __all__ = [
     "Newton",
     "Posterior",
     "PrecisionWarning",
+    "QuasiNewton",
     "Squarem",
     "State",
     "Status",

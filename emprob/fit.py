@@ -169,8 +169,9 @@ def choose(model: LatentModel, method: Algorithm | None) -> Algorithm:
 
 def with_rule(model: LatentModel, method: Algorithm) -> LatentModel:
     """The model as the method's E-step wants it: its rule of integration, what it can evaluate."""
-    inner = getattr(method, "method", method)
-    adapted = getattr(getattr(inner, "estep", None), "adapted", None)
+    while hasattr(method, "method"):  # an accelerator of an accelerator of an EM
+        method = method.method  # pyright: ignore[reportAttributeAccessIssue]
+    adapted = getattr(getattr(method, "estep", None), "adapted", None)
     return model if adapted is None else adapted(model)
 
 
@@ -213,8 +214,8 @@ def with_dtype(model: LatentModel, dtype: Any) -> LatentModel:
 def _in_width(model: LatentModel) -> LatentModel:
     if model.structure.dtype == "float64":
         return model
-    cast = lambda x: x.astype(jnp.float32) if x.dtype == jnp.float64 else x  # noqa: E731
-    return jax.tree.map(cast, model)
+    narrow = {"float64": jnp.float32, "int64": jnp.int32}
+    return jax.tree.map(lambda x: x.astype(narrow.get(x.dtype.name, x.dtype)), model)
 
 
 def _coarse(objective: float) -> list[Warning]:

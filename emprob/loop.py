@@ -74,14 +74,18 @@ def _decision(method: Algorithm) -> Callable:
     """How a method's steps are judged."""
     if getattr(method, "noisy", False):
         return partial(_decide_noisily, method.estep)  # pyright: ignore
+    may_fall = getattr(method, "may_fall", None)
+    if may_fall is not None:
+        return partial(_decide, may_fall=may_fall)
     return _decide if getattr(method, "monotone", True) else _decide_freely
 
 
-def _decide(loop: Loop, new: State, info: Info, max_steps, tol) -> Loop:
+def _decide(loop: Loop, new: State, info: Info, max_steps, tol, may_fall=None) -> Loop:
     """Judge the evaluation of `loop.state.params`; adopt the proposal unless it is time to stop."""
     finite = jnp.isfinite(info.objective)
     rounding = DECREASE if info.objective.dtype == jnp.float64 else DECREASE_32
     fell = info.objective < loop.objective - rounding * (1.0 + jnp.abs(loop.objective))
+    fell = fell if may_fall is None else fell & ~may_fall(loop.state)
     stop = jnp.where(info.score_norm <= tol, CONVERGED, GO)
     stop = jnp.where((stop == GO) & (loop.count >= max_steps), OUT, stop)
     stop = jnp.where(fell, FELL, stop)

@@ -101,10 +101,11 @@ def race(session: Session, method: Algorithm, starts: list[Params], tol: float) 
         return [Start(0, starts[0], 0, None)]
     model, rows, clock = session.model, session.rows, session.clock
     batch = {k: jnp.stack([s[k] for s in starts]) for k in starts[0]}
-    short = min(SHORT, session.max_steps)
-    clock.compile(lambda: advance_all(model, method, batch, -1, tol, SHORT + 1))
+    long = SHORT + getattr(method, "warmup", 0)
+    short = min(long, session.max_steps)
+    clock.compile(lambda: advance_all(model, method, batch, -1, tol, long + 1))
     params, objectives, counts, stops, traces = to_numpy(
-        clock.run(lambda: advance_all(model, method, batch, short, tol, SHORT + 1))
+        clock.run(lambda: advance_all(model, method, batch, short, tol, long + 1))
     )
     words = {GO: "dropped", OUT: "dropped", CONVERGED: "converged", FELL: "objective fell",
              NON_FINITE: "not finite"}  # fmt: skip
@@ -167,6 +168,7 @@ def run_from(
         path: of a checkpoint, or None.
     """
     model = session.model
+    method = method if start.trace is None else getattr(method, "onward", method)
     index, loop = start.index, begin(init(model, method, start.params))
     loop = loop._replace(count=loop.count + start.count)
     chunks: list[Info] = [] if start.trace is None else [start.trace]

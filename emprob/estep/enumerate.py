@@ -48,16 +48,20 @@ class Enumerate:
         return Capabilities(exact=True, deterministic=True, memoryless=True)
 
     def __call__(self, model: LatentModel, params: Params) -> Posterior:
-        out = model.evaluate(params)
-        naturals = {k: t.natural for k, t in out.terms.items()}
+        return posterior_of(model.evaluate(params))
 
-        def log_z(naturals: dict[str, Array]) -> Array:
-            return log_partition_of(with_naturals(out, naturals))
 
-        plate = blocks.plate_of(out)
-        if plate is not None:
-            return Posterior(*blocks.value_and_grad(out, plate, log_partition_of))
-        return Posterior(*jax.value_and_grad(log_z)(naturals))
+def posterior_of(out: Evaluation) -> Posterior:
+    """log Z and its gradient in the naturals of an evaluated program."""
+    naturals = {k: t.natural for k, t in out.terms.items()}
+
+    def log_z(naturals: dict[str, Array]) -> Array:
+        return log_partition_of(with_naturals(out, naturals))
+
+    plate = blocks.plate_of(out)
+    if plate is not None:
+        return Posterior(*blocks.value_and_grad(out, plate, log_partition_of))
+    return Posterior(*jax.value_and_grad(log_z)(naturals))
 
 
 def inner(weights: dict[str, Array], naturals: dict[str, Array]) -> Array:

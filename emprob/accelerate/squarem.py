@@ -1,4 +1,4 @@
-"""Accelerators: algorithms made of an algorithm."""
+"""SQUAREM: two EM maps, squared extrapolation."""
 
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from emprob.accelerate.composition import check_em
 from emprob.em import EM, Step, make_info
 from emprob.model import LatentModel
 from emprob.objective import dot, subtract
@@ -34,14 +35,7 @@ class Squarem:
     method: EM = field(default_factory=EM)
 
     def __post_init__(self):
-        if not isinstance(self.method, EM):
-            raise ValueError(f"Squarem({self.method!r}): expected an EM, such as ep.EM().")
-        able = self.method.estep.capabilities
-        if not (able.deterministic and able.memoryless):
-            raise ValueError(
-                f"Squarem over {self.method.estep!r}: extrapolation needs an E-step that gives the "
-                "same answer twice. Use EM alone, or an E-step with common random numbers."
-            )
+        check_em("Squarem", self.method)
 
     def init(self, model: LatentModel, params: Params) -> State:
         return State(params, _Memory(jnp.full((), 4.0)))
