@@ -35,7 +35,9 @@ class Coordinates:
 
     def pack(self, latents: Latents) -> Array:
         """Values by site -> (S, D), zero where there is room."""
-        parts = [fold(self.transforms[k].inv(latents[k]), self.axes[k]) for k in self.sites]
+        parts = [
+            fold(jnp.asarray(self.transforms[k].inv(latents[k])), self.axes[k]) for k in self.sites
+        ]
         x = jnp.concatenate([jnp.zeros((self.num_series, 0)), *parts], -1)
         return jnp.pad(x, ((0, 0), (0, self.width - x.shape[1])))
 

@@ -1,5 +1,6 @@
 """Particle Gibbs with ancestor sampling: a Markov kernel on whole paths of the latents."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -32,6 +33,7 @@ class _Trail(NamedTuple):
     ancestors: Array
 
 
+@partial(jax.jit, static_argnames="settings")
 def init_path(
     model: LatentModel, params: Params, key: Array, settings: Settings = Settings()
 ) -> Latents:
@@ -55,6 +57,7 @@ def init_path(
     return {k: v[0] for k, v in {**drawn.entry, **drawn.steps}.items()}
 
 
+@partial(jax.jit, static_argnames="settings")
 def sweep(
     model: LatentModel, params: Params, key: Array, path: Latents, settings: Settings = Settings()
 ) -> Latents:

@@ -86,7 +86,8 @@ def guides(
     Args:
         body: of the program.
         mode: by site.
-        outside, inside: coordinates of the latents outside and inside the scan, equally wide.
+        outside: coordinates of the latents outside the scan.
+        inside: of those inside it, equally wide.
         reach: L, steps that a factor reaches back.
     """
     first = outside.pack({k: mode[k] for k in outside.sites})
@@ -120,9 +121,11 @@ def _eliminated(
     """Integrate a step out of its own factor and of what the later steps have left.
 
     Args:
-        own, slope: quadratic of the window of L + 1 steps that ends here, (S, K, K) and (S, K).
+        own: minus the Hessian of the step's factors on the L + 1 steps that end here, (S, K, K).
+        slope: their gradient, (S, K).
         mode: (S, D).
-        precision, linear: left by the later steps on the last L steps of it.
+        precision: left by the later steps on the last L of these steps, (S, L D, L D).
+        linear: likewise, (S, L D).
     """
     d = mode.shape[1]
     total = own.at[:, d:, d:].add(precision)
@@ -163,7 +166,7 @@ def _factors(
     body: Body, first: Array, path: Array, outside: Coordinates, inside: Coordinates, reach: int
 ) -> tuple[Array, Array]:
     """The quadratic of every step around the mode, (T, S, K, K) and (T, S, K)."""
-    shape = (reach + 1, *first.shape)
+    shape = (reach + 1, first.shape[0], first.shape[1])
     start = body.entry.weigh((), (), outside.unpack(first)).carry
 
     def last(carry: object, x: object, u: Array) -> Array:

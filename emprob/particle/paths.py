@@ -1,5 +1,6 @@
 """What an E-step by particles asks for: paths of the latents, and the evidence."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -35,6 +36,7 @@ class Paths(NamedTuple):
     ancestors: Array
 
 
+@partial(jax.jit, static_argnames="settings")
 def smooth(
     model: LatentModel, params: Params, key: Array, settings: Settings = Settings()
 ) -> Paths:
