@@ -19,8 +19,13 @@ from emprob.errors import (
 )
 from emprob.estep.conjugate import Conjugate
 from emprob.estep.enumerate import Enumerate
+from emprob.estep.fixed_key import FixedKey
 from emprob.estep.gaussian import Gaussian
 from emprob.estep.laplace import Laplace
+from emprob.estep.montecarlo import MonteCarlo
+from emprob.estep.particle import Particle
+from emprob.estep.saem import SAEM
+from emprob.estep.variational import Variational
 from emprob.fit import fit, steps
 from emprob.forecast import Forecast, forecast
 from emprob.importance import ImportanceReport, importance
@@ -30,6 +35,8 @@ from emprob.model import LatentModel
 from emprob.mstep.closed_form import ClosedForm
 from emprob.mstep.gradient import Gradient
 from emprob.mstep.newton import Newton
+from emprob.particle.guided import Guided
+from emprob.particle.proposal import Bootstrap
 from emprob.plot import (
     plot_forecast,
     plot_forest,
@@ -39,11 +46,24 @@ from emprob.plot import (
     plot_trace,
 )
 from emprob.result import Fit, load
+from emprob.simulation.importance import Importance
+from emprob.simulation.nuts import NUTS
+from emprob.simulation.particle_gibbs import ParticleGibbs
 from emprob.types import Info, Posterior, State, Status
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ParticleGibbs",
+    "NUTS",
+    "Importance",
+    "Bootstrap",
+    "Guided",
+    "Variational",
+    "SAEM",
+    "Particle",
+    "MonteCarlo",
+    "FixedKey",
     "EM",
     "MAP",
     "Anderson",

@@ -92,9 +92,8 @@ def fit(
 
 def _fit_noisily(session: Session, method: Any, params: Mapping, key: Any) -> Fit:
     """EM on draws: the run, its plateau, and what is known of the estimate."""
-    first, second = jax.random.split(key)
-    run, method, memory = noisy.run_noisily(session, method, Start(0, dict(params), 0, None), first)
-    run, report, simulated = noisy.finished(session, method, run, memory, second)
+    run, method, memory = noisy.run_noisily(session, method, Start(0, dict(params), 0, None), key)
+    run, report, simulated = noisy.finished(session, method, run, memory)
     session.rows[0].update(objective=run.objective, steps=run.num_steps)
     fit = _result(session, method, run, report)
     value = fit.log_likelihood if simulated is None else simulated.log_likelihood

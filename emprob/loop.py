@@ -38,9 +38,7 @@ GO, CONVERGED, FELL, NON_FINITE, OUT, STALLED = range(6)
 
 
 @partial(jax.jit, static_argnames="method")
-def init(
-    model: LatentModel, method: Algorithm, params: Params, key: Array | None = None
-) -> State:
+def init(model: LatentModel, method: Algorithm, params: Params, key: Array | None = None) -> State:
     """The algorithm's first state; a key if it draws."""
     return method.init(model, params) if key is None else method.init(model, params, key)  # pyright: ignore
 

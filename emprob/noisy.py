@@ -1,5 +1,6 @@
 """One run of EM on draws: more of them when a step is lost in the noise, then its plateau."""
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from emprob.em import EM
-from emprob.errors import ModelError
+from emprob.errors import DegeneracyWarning, ModelError
 from emprob.loop import GO, NON_FINITE, OUT, STALLED, advance, begin, init
 from emprob.precision import to_numpy
 from emprob.progress import Progress
@@ -79,16 +80,16 @@ def _run(loop: Any, chunks: list[Info], note: str, start: Start) -> Run:
     return Run(params, float(loop.objective), status, note, int(loop.count), trace, start.index)
 
 
-def finished(
-    session: Session, method: EM, run: Run, memory: Any, key: Any
-) -> tuple[Run, Any, Any]:
+def finished(session: Session, method: EM, run: Run, memory: Any) -> tuple[Run, Any, Any]:
     """Settle where the score is zero up to its noise; the run, its report, and `Simulated`."""
     model = session.model
     estep: Any = method.estep.final()
     if run.status is Status.NON_FINITE:
         return run, None, None
     settled = session.clock.run(lambda: settle(model, estep, run.params, memory))
-    found = estep.log_evidence(model, settled.params, key)
+    found = estep.log_evidence(model, settled.params, settled.memory)
+    for alarm in estep.alarms(model, settled.params, settled.memory):
+        warnings.warn(DegeneracyWarning(alarm), stacklevel=4)
     log_prior = float(model.log_prior({k: jnp.asarray(v) for k, v in settled.params.items()}))
     status = run.status
     if status is Status.STOCHASTIC_PLATEAU and not settled.at_optimum:

@@ -62,7 +62,7 @@ class Simulated:
 
 
 class Settled(NamedTuple):
-    """Parameters, the report at them, and whether the score is zero up to its noise."""
+    """Parameters, the report and draws there, whether the score is zero up to its noise."""
 
     params: dict[str, np.ndarray]
     report: UncertaintyReport
@@ -70,6 +70,7 @@ class Settled(NamedTuple):
     distance: float
     noise: float
     at_optimum: bool
+    memory: Any
 
 
 @partial(jax.jit, static_argnames="estep")
@@ -86,13 +87,13 @@ def settle(model: LatentModel, estep: Any, params: Mapping[str, Any], memory: An
         atoms, _, memory = sample(model, estep, arrays, memory)
         report = louis(model, at, atoms, estep.num_batches)
         noise = _noise(report)
-        near = not estep.unbiased or report.score_norm <= max(2.0 * noise, 0.02)
+        near = report.score_norm <= max(2.0 * noise, 0.02)
         if near or left == 0 or not np.isfinite(report.score_norm):
             break
         at = moved(model, at, report.newton_step())
-    if near and estep.unbiased:
+    if near:
         at = moved(model, at, report.newton_step())
-    return Settled(at, report, to_numpy(atoms), report.score_norm, noise, bool(near))
+    return Settled(at, report, to_numpy(atoms), report.score_norm, noise, bool(near), memory)
 
 
 def _noise(report: UncertaintyReport) -> float:

@@ -79,8 +79,6 @@ class SimulatedEStep(Protocol):
     Attributes:
         num_batches: independent batches of its draws, whose spread tells the Monte Carlo error.
         evidence: whether it estimates log Z; else the objective is not known while it runs.
-        unbiased: whether its draws are of the posterior, so that Newton's steps on their scores
-            lead to the optimum.
     """
 
     @property
@@ -91,9 +89,6 @@ class SimulatedEStep(Protocol):
 
     @property
     def evidence(self) -> bool: ...
-
-    @property
-    def unbiased(self) -> bool: ...
 
     def adapted(self, model: Any) -> Any:
         """The model as the E-step wants it."""
@@ -109,6 +104,14 @@ class SimulatedEStep(Protocol):
 
     def sample(self, model: Any, params: Params, memory: Any) -> tuple[Atoms, Array, Any]:
         """Draws by site (A, ...), log Z or NaN, and the memory after them."""
+        ...
+
+    def log_evidence(self, model: Any, params: Params, memory: Any) -> Any:
+        """log Z at an estimate, with its error (`settle.Evidence`)."""
+        ...
+
+    def alarms(self, model: Any, params: Params, memory: Any) -> tuple[str, ...]:
+        """What is wrong with the draws at an estimate, in words."""
         ...
 
     def promise(self, rises: Array, memory: Any) -> tuple[Array, Array]:

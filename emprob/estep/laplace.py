@@ -54,7 +54,7 @@ class Laplace:
         return with_rules(model, self.applied)
 
     def applied(self, integral: Integral) -> Integral:
-        """The group integrated by this rule; a conjugate one stays exact, a rough one is refused."""
+        """The group by this rule; a conjugate one stays exact, a rough one is refused."""
         if isinstance(integral.rule, Unsolved):
             integral.rule.applied(integral)
         if isinstance(integral.rule, Conjugate):

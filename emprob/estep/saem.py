@@ -1,6 +1,5 @@
 """Stochastic approximation EM: few draws at each step, averaged over the steps."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -9,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from emprob.estep.montecarlo import Kernel
+from emprob.estep.simulated import Kernel
 from emprob.model import LatentModel
 from emprob.settle import ENOUGH, Evidence, evidence
 from emprob.simulation.draws import plain, posterior_at
@@ -96,10 +95,6 @@ class SAEM:
         return False
 
     @property
-    def unbiased(self) -> bool:
-        return True
-
-    @property
     def num_batches(self) -> int:
         return self.kernel.num_batches
 
@@ -159,8 +154,8 @@ class SAEM:
         )  # fmt: skip
         return atoms, value, memory._replace(key=key, state=state)
 
-    def log_evidence(self, model: LatentModel, params: Mapping, key: Array) -> Evidence:
-        return evidence(model, params, key, ENOUGH)
+    def log_evidence(self, model: LatentModel, params: Params, memory: Memory) -> Evidence:
+        return evidence(model, params, memory.key, ENOUGH)
 
     def promise(self, rises: Array, memory: Memory) -> tuple[Array, Array]:
         """The increase of the averaged Q; its error is infinite when the schedule is over."""
@@ -184,6 +179,9 @@ class SAEM:
                 value = jnp.where(hot, jnp.maximum(value, least), value)
             limited[name] = value
         return limited
+
+    def alarms(self, model: LatentModel, params: Params, memory: Memory) -> tuple[str, ...]:
+        return ()
 
     def grown(self) -> None:
         return None

@@ -82,9 +82,7 @@ def _table(model: LatentModel, params: Params, atoms: Atoms, key: Array) -> Arra
     return values(model, {k: v[: MANY + 4] for k, v in atoms.items()}, points)
 
 
-def reference(
-    model: LatentModel, params: Params, atoms: Atoms, key: Array, num: int
-) -> Reference:
+def reference(model: LatentModel, params: Params, atoms: Atoms, key: Array, num: int) -> Reference:
     """The `num` draws and parameters, of many, whose values are the least alike."""
     points = spread_params(model, params, key, MANY)
     table = values(model, {k: v[:MANY] for k, v in atoms.items()}, points)

@@ -5,7 +5,7 @@ parameters are lanes of their own, so that each has its own trajectory length an
 the latents have a Gaussian around their mode, the coordinates are those in which it is standard.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 

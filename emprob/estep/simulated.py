@@ -1,0 +1,115 @@
+"""What E-steps by simulation have in common."""
+
+from abc import ABC, abstractmethod
+from dataclasses import replace
+from typing import Any, Protocol, Self
+
+import jax.numpy as jnp
+from jax import Array
+from scipy.special import ndtri
+
+from emprob.model import LatentModel
+from emprob.settle import ENOUGH, Evidence, evidence
+from emprob.simulation.draws import mean_and_error, plain, posterior_at
+from emprob.types import Atoms, Capabilities, Params, Posterior
+
+GROWTH = 8  # of the number of draws, when noise hides the gain: few sizes are compiled
+
+
+class Kernel(Protocol):
+    """Draws of the continuous latents. A frozen, hashable dataclass of settings.
+
+    `init` gives the state of its chains; `draw` draws by site (num, ...), batch after batch, log Z
+    or NaN, and the state after them. `num` is rounded up to a multiple of the batches.
+    """
+
+    @property
+    def num_batches(self) -> int: ...
+
+    @property
+    def evidence(self) -> bool: ...
+
+    def init(self, model: LatentModel, params: Params, key: Array) -> Any: ...
+
+    def draw(
+        self, model: LatentModel, params: Params, state: Any, key: Array, num: int
+    ) -> tuple[Atoms, Array, Any]: ...
+
+
+class Simulated(ABC):
+    """An E-step whose draws all count alike, and grow in number when noise hides the gain."""
+
+    num_draws: int
+    max_draws: int
+    final_draws: int
+    confidence: float
+
+    def _check_draws(self) -> None:
+        name = type(self).__name__
+        if not 1 <= self.num_draws <= self.max_draws:
+            raise ValueError(
+                f"{name}(num_draws={self.num_draws}, max_draws={self.max_draws}): expected "
+                "1 <= num_draws <= max_draws."
+            )
+        if self.final_draws < 1:
+            raise ValueError(f"{name}(final_draws={self.final_draws}): expected an integer >= 1.")
+        if not 0.5 < self.confidence < 1.0:
+            raise ValueError(
+                f"{name}(confidence={self.confidence}): expected a number in (0.5, 1)."
+            )
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(exact=False, deterministic=False, memoryless=False)
+
+    @property
+    @abstractmethod
+    def num_batches(self) -> int:
+        """Independent batches of the draws."""
+
+    @property
+    @abstractmethod
+    def evidence(self) -> bool:
+        """Whether log Z is estimated."""
+
+    @abstractmethod
+    def init(self, model: LatentModel, params: Params, key: Array) -> Any:
+        """The memory before the first step."""
+
+    @abstractmethod
+    def sample(self, model: LatentModel, params: Params, memory: Any) -> tuple[Atoms, Array, Any]:
+        """`num_draws` draws by site (A, ...), log Z or NaN, and the memory after them."""
+
+    def adapted(self, model: LatentModel) -> LatentModel:
+        return plain(model)
+
+    def update(self, model: LatentModel, params: Params, memory: Any) -> tuple[Posterior, Any]:
+        """The posterior by fresh draws, and the memory after them."""
+        atoms, value, memory = self.sample(model, params, memory)
+        count = len(next(iter(atoms.values())))
+        shares = jnp.full(count, 1.0 / count)
+        return posterior_at(model, params, atoms, shares, value), memory
+
+    def log_evidence(self, model: LatentModel, params: Params, memory: Any) -> Evidence:
+        return evidence(model, params, memory.key, ENOUGH)
+
+    def alarms(self, model: LatentModel, params: Params, memory: Any) -> tuple[str, ...]:
+        """What is wrong with the draws at an estimate, in words."""
+        return ()
+
+    def promise(self, rises: Array, memory: Any) -> tuple[Array, Array]:
+        return mean_and_error(rises, self.num_batches)
+
+    def adopts(self, gain: Array, error: Array) -> Array:
+        return gain > float(ndtri(self.confidence)) * error
+
+    def confined(self, model: LatentModel, old: Params, new: Params, memory: Any) -> Params:
+        return new
+
+    def grown(self) -> Self | None:
+        if self.num_draws >= self.max_draws:
+            return None
+        return replace(self, num_draws=min(GROWTH * self.num_draws, self.max_draws))  # pyright: ignore
+
+    def final(self) -> Self:
+        return replace(self, num_draws=self.final_draws, max_draws=self.final_draws)  # pyright: ignore
