@@ -19,7 +19,7 @@ from emprob.integral.moments import moments
 from emprob.particle.alarm import alarms
 from emprob.particle.body import body_of
 from emprob.particle.gibbs import init_path, sweep
-from emprob.particle.guided import Guided
+from emprob.particle.guided import Automatic, Guided
 from emprob.particle.paths import smooth
 from emprob.particle.proposal import Bootstrap
 from emprob.particle.settings import Settings
@@ -223,7 +223,7 @@ def test_a_discrete_chain_against_forward_backward(key):
     y = np.array([-1.2, -0.3, 0.8, np.nan, 1.5, 0.1, -0.9])
     model = ep.bind(regimes, y)
     params = {"stay": jnp.array([0.8, 0.7])}
-    settings = Settings(num_particles=256, num_paths=64)
+    settings = Settings(num_particles=256, num_paths=64, proposal=Bootstrap())
     out = smoothed(model, params, settings)(jax.random.split(key, 64))
     ratio = np.exp(np.asarray(out.log_evidence) - float(model.log_partition(params)))
     assert abs(ratio.mean() - 1.0) < 3 * ratio.std() / 8
@@ -282,7 +282,7 @@ def test_series_are_filtered_one_by_one(key):
     y[3, 1] = np.nan
     model = ep.bind(panel, y)
     assert body_of(model, PHI).layout.num_series == 3
-    settings = Settings(num_particles=256, num_paths=64)
+    settings = Settings(num_particles=256, num_paths=64, proposal=Bootstrap())
     out = smoothed(model, PHI, settings)(jax.random.split(key, 64))
     for site, exact in moments(model, PHI, 0).items():
         against_exact(out.atoms[site], exact, site, slack=0.08)
@@ -371,7 +371,8 @@ def test_a_filter_that_degenerates_says_so(key):
 
     y = np.cumsum(RNG.normal(size=(15, 6)), 0)
     model, params = ep.bind(program, y), {"q": jnp.array(1.0)}
-    said = alarms(smooth(model, params, key, Settings(256, 32)), 256)
+    settings = Settings(256, 32, proposal=Bootstrap())
+    said = alarms(smooth(model, params, key, settings), 256)
     assert any("effective sample size" in s and "at step" in s for s in said)
     assert any("different particles" in s for s in said)
     assert any("Log-evidence" in s for s in said)
@@ -422,7 +423,7 @@ def test_positive_latents_and_counts(key):
         scan(step, jnp.array(1.0), n)
 
     model = ep.bind(program, np.array([1, 0, 2, 5, 3, 0, 1]))
-    settings = Settings(512, 64)
+    settings = Settings(512, 64, proposal=Bootstrap())
     plain = smoothed(model, PHI, settings)(jax.random.split(key, 32))
     guided = Settings(512, 64, proposal=Guided(8.0))
     other = smoothed(model, PHI, guided)(jax.random.split(key, 32))
@@ -458,7 +459,7 @@ def test_data_in_the_carry_and_masks(key):
     exact = float(model.log_partition(PHI))
     out = smooth(model, PHI, key, Settings(32, 4, proposal=Guided()))
     assert float(out.log_evidence) == pytest.approx(exact, abs=1e-9)
-    out = smoothed(model, PHI, Settings(256, 1))(jax.random.split(key, 64))
+    out = smoothed(model, PHI, Settings(256, 1, proposal=Bootstrap()))(jax.random.split(key, 64))
     ratio = np.exp(np.asarray(out.log_evidence) - exact)
     assert abs(ratio.mean() - 1.0) < 3.5 * ratio.std() / 8
 
@@ -480,6 +481,32 @@ def test_observations_outside_the_scan_count(key):
     model = ep.bind(program, series(5), np.array(0.7))
     out = smooth(model, PHI, key, Settings(32, 4, proposal=Guided()))
     assert float(out.log_evidence) == pytest.approx(float(model.log_partition(PHI)), abs=1e-9)
+
+
+def test_parameters_with_a_value_for_each_step(key):
+    def program(y):
+        phi = numpyro.sample("phi", dist.Uniform(0.0, 1.0))
+
+        def step(z, y):
+            shift = numpyro.param("shift", jnp.array(0.0))
+            z = numpyro.sample("z", dist.Normal(phi * z + shift, 0.7))
+            numpyro.sample("y", dist.Normal(z, 0.5), obs=y)
+            return z, None
+
+        scan(step, jnp.array(0.0), y)
+
+    model = ep.bind(program, series(5))
+    params = PHI | {"shift": jnp.array([0.3, -1.0, 0.5, 2.0, 0.0])}
+    assert np.shape(model.notes.value.initial["shift"]) == (5,)
+    out = smooth(model, params, key, Settings(32, 4))
+    assert float(out.log_evidence) == pytest.approx(float(model.log_partition(params)), abs=1e-9)
+
+
+def test_automatic_guides_what_it_can(key):
+    chain, switch = ep.bind(walk, series(6)), ep.bind(switching, series(6))
+    settings = Settings(32, 4, proposal=Automatic())
+    assert float(smooth(chain, PHI, key, settings).log_evidence_variance) < 1e-20
+    assert float(smooth(switch, PHI, key, settings).log_evidence_variance) > 1e-6
 
 
 # -- refused ------------------------------------------------------------------------------------

@@ -58,7 +58,9 @@ def _moved(
         latents = {k: v.at[-1].set(pinned[k]) for k, v in latents.items()}
     weighed = jax.vmap(lambda c, z: stage.weigh(c, x, z), axis_size=num)(cloud.carry, latents)
     judged = jax.vmap(partial(sampler.judge, at))(latents, weighed, cloud.memory, cloud.log_ahead)
-    log_weight = cloud.log_weight + judged.log_weight
+    # a particle whose density is not a number has none
+    moved = jnp.where(jnp.isnan(judged.log_weight), -jnp.inf, judged.log_weight)
+    log_weight = cloud.log_weight + moved
     return Cloud(weighed.carry, latents, judged.memory, log_weight, judged.log_ahead)
 
 

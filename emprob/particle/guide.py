@@ -48,28 +48,30 @@ class Guide(NamedTuple):
     real: Array
 
 
+def obstacle(model: LatentModel) -> str | None:
+    """What is in the way of a Gaussian around the mode of all latents; None if nothing is."""
+    known = {s for g in model.structure.integrals for s in g.sites}
+    for name in model.latents:
+        if name not in known:
+            return f"latent '{name}' is discrete, so there is no Gaussian around a mode"
+    for g in model.structure.integrals:
+        if not isinstance(g.rule, Gaussian | Laplace) or g.branches:
+            names = ", ".join(map(repr, g.sites))
+            return f"the log-density has no Gaussian around its mode in {names}; {g.why}"
+    return None
+
+
 def mode_of(model: LatentModel, params: Params) -> Latents:
     """The mode of all latents, by site.
 
     Raises:
         ModelError: some latent is discrete, or its log-density has no smooth mode.
     """
-    groups = model.structure.integrals
-    known = {s for g in groups for s in g.sites}
-    for name in model.latents:
-        if name not in known:
-            raise ModelError(
-                f"Guided(): latent '{name}' is discrete, so there is no Gaussian around a mode to "
-                "draw from. Use Bootstrap()."
-            )
+    trouble = obstacle(model)
+    if trouble is not None:
+        raise ModelError(f"Guided(): {trouble}. Use Bootstrap().")
     found: Latents = {}
-    for i, g in enumerate(groups):
-        if not isinstance(g.rule, Gaussian | Laplace) or g.branches:
-            names = ", ".join(map(repr, g.sites))
-            raise ModelError(
-                f"Guided(): the log-density has no Gaussian around its mode in {names}; {g.why}. "
-                "Use Bootstrap()."
-            )
+    for i, g in enumerate(model.structure.integrals):
         p = problem(model, params, i)
         near = quadrature.gaussian_around if g.quadratic else quadrature.laplace_around
         around = near(p.fixed, p.fixed, p.centre, p.real)

@@ -13,8 +13,8 @@ from emprob.errors import ModelError
 from emprob.model import LatentModel
 from emprob.particle.body import Body, Latents, Weighed
 from emprob.particle.coordinates import Coordinates, coordinates_of
-from emprob.particle.guide import Guide, guides, mode_of
-from emprob.particle.proposal import Judged, Plan, Sampler
+from emprob.particle.guide import Guide, guides, mode_of, obstacle
+from emprob.particle.proposal import Bootstrap, Judged, Plan, Sampler
 from emprob.partition.gaussian import apply, solve_lower
 from emprob.types import Params
 
@@ -83,6 +83,15 @@ class Guided:
             return Judged(target - log_q + ahead - log_ahead, ahead, window)
 
         return Sampler(draw, judge)
+
+
+@dataclass(frozen=True)
+class Automatic:
+    """`Guided` where the latents have a Gaussian around their mode, else `Bootstrap`."""
+
+    def plan(self, model: LatentModel, params: Params, body: Body) -> Plan:
+        guided = body.reach is not None and obstacle(model) is None
+        return (Guided() if guided else Bootstrap()).plan(model, params, body)
 
 
 def _mean(at: Guide, window: Array) -> Array:

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from emprob.particle.proposal import Bootstrap, Proposal
+from emprob.particle.guided import Automatic
+from emprob.particle.proposal import Proposal
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Settings:
     num_paths: int = 64
     num_islands: int = 8
     threshold: float = 0.5
-    proposal: Proposal = Bootstrap()
+    proposal: Proposal = Automatic()
     horizon: int | None = None
 
     def __post_init__(self):
