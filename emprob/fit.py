@@ -92,8 +92,10 @@ def fit(
 
 def _fit_noisily(session: Session, method: Any, params: Mapping, key: Any) -> Fit:
     """EM on draws: the run, its plateau, and what is known of the estimate."""
-    run, method, memory = noisy.run_noisily(session, method, Start(0, dict(params), 0, None), key)
-    run, report, simulated = noisy.finished(session, method, run, memory)
+    first, second = jax.random.split(key)
+    start = Start(0, dict(params), 0, None)
+    run, method, memory = noisy.run_noisily(session, method, start, first)
+    run, report, simulated = noisy.finished(session, method, run, memory, second)
     session.rows[0].update(objective=run.objective, steps=run.num_steps)
     fit = _result(session, method, run, report)
     value = fit.log_likelihood if simulated is None else simulated.log_likelihood

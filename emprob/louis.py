@@ -9,7 +9,7 @@ over draws that come in independent batches, whose spread says how well both are
 Source: Louis (1982), JRSS B 44(2).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -81,29 +81,44 @@ def combined(batches: Batches) -> tuple[np.ndarray, np.ndarray]:
     return score, -hessian - square + np.outer(score, score)
 
 
-def louis(
+def batch_moments_at(
     model: Any, params: Mapping[str, Any], atoms: Mapping[str, Any], num_batches: int
-) -> UncertaintyReport:
-    """The observed information at `params`, from draws of the latents there.
+) -> Batches:
+    """Scores and Hessians by batch, in float64.
 
     Args:
         model: a bound model with plain integrals.
         params: by site, constrained.
         atoms: draws by site, (A, ...), batch after batch.
         num_batches: independent batches among them.
+    """
+    with jax.enable_x64(True):
+        model, values = in_double(model), as_arrays(params)
+        split = {
+            k: jnp.asarray(v).reshape(num_batches, -1, *np.shape(v)[1:]) for k, v in atoms.items()
+        }
+        w = coordinates_of(model, values)
+        return jax.tree.map(np.asarray, batch_moments(model, w, split))
+
+
+def louis(model: Any, params: Mapping[str, Any], samples: Sequence[Batches]) -> UncertaintyReport:
+    """The observed information at `params`, from draws of the latents there.
+
+    Args:
+        model: a bound model with plain integrals.
+        params: by site, constrained.
+        samples: of the same independent chains, one after another.
 
     Returns:
         The report, with the `replicas` that its Monte Carlo errors are computed from.
     """
+    found = Batches(*(np.mean(x, 0) for x in zip(*samples, strict=True)))
+    count = len(found.score)
+    rest = [np.delete(np.arange(count), g) for g in range(count)]
+    without = [combined(Batches(*(x[r] for x in found))) for r in rest]
+    scores, matrices = (np.stack(x) for x in zip(*without, strict=True))
+    score, information = combined(found)
     with jax.enable_x64(True):
         model, values = in_double(model), as_arrays(params)
         w = coordinates_of(model, values)
-        split = {
-            k: jnp.asarray(v).reshape(num_batches, -1, *np.shape(v)[1:]) for k, v in atoms.items()
-        }
-        found = jax.tree.map(np.asarray, batch_moments(model, w, split))
-        score, information = combined(found)
-        rest = [np.delete(np.arange(num_batches), g) for g in range(num_batches)]
-        without = [combined(Batches(*(x[r] for x in found))) for r in rest]
-        scores, matrices = (np.stack(x) for x in zip(*without, strict=True))
         return report_of(model, values, w, score, information, (scores, matrices))

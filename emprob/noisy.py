@@ -14,7 +14,7 @@ from emprob.loop import GO, NON_FINITE, OUT, STALLED, advance, begin, init
 from emprob.precision import to_numpy
 from emprob.progress import Progress
 from emprob.runs import CAPACITY, SLOW, Run, Session, Start
-from emprob.settle import Evidence, Settled, Simulated, settle
+from emprob.settle import Simulated, final_draws, settle
 from emprob.types import Info, Status
 
 
@@ -80,29 +80,26 @@ def _run(loop: Any, chunks: list[Info], note: str, start: Start) -> Run:
     return Run(params, float(loop.objective), status, note, int(loop.count), trace, start.index)
 
 
-def finished(session: Session, method: EM, run: Run, memory: Any) -> tuple[Run, Any, Any]:
+def finished(session: Session, method: EM, run: Run, memory: Any, key: Any) -> tuple:
     """Settle where the score is zero up to its noise; the run, its report, and `Simulated`."""
     model = session.model
     estep: Any = method.estep.final()
     if run.status is Status.NON_FINITE:
         return run, None, None
-    settled = session.clock.run(lambda: settle(model, estep, run.params, memory))
-    found = estep.log_evidence(model, settled.params, settled.memory)
-    for alarm in estep.alarms(model, settled.params, settled.memory):
+    settled = session.clock.run(lambda: settle(model, estep, run.params, memory, key))
+    params = settled.params
+    found = estep.log_evidence(model, params, memory, key)
+    draws = final_draws(model, estep, params, memory)
+    for alarm in estep.alarms(model, params, memory):
         warnings.warn(DegeneracyWarning(alarm), stacklevel=4)
-    log_prior = float(model.log_prior({k: jnp.asarray(v) for k, v in settled.params.items()}))
-    status = run.status
-    if status is Status.STOCHASTIC_PLATEAU and not settled.at_optimum:
-        status = Status.MAX_STEPS
-    if status is Status.MAX_STEPS and settled.at_optimum:
-        status = Status.STOCHASTIC_PLATEAU
-    run = run._replace(params=settled.params, objective=found.value + log_prior, status=status)
-    return run, settled.report, simulated(settled, found)
-
-
-def simulated(settled: Settled, found: Evidence) -> Simulated:
-    """What the result keeps."""
-    return Simulated(settled.draws, *found, settled.distance, settled.noise)
+    log_prior = float(model.log_prior({k: jnp.asarray(v) for k, v in params.items()}))
+    ended = run.status in (Status.STOCHASTIC_PLATEAU, Status.MAX_STEPS)
+    status = Status.STOCHASTIC_PLATEAU if settled.at_optimum else Status.MAX_STEPS
+    run = run._replace(
+        params=params, objective=found.value + log_prior, status=status if ended else run.status
+    )
+    more = settled.distance, settled.noise, settled.information
+    return run, settled.report, Simulated(draws, *found, *more)
 
 
 def check(model: Any, method: EM, num_starts: int, checkpoint: Any) -> None:

@@ -1,14 +1,16 @@
 """The end of a run by simulation: where its optimum is, how well that is known, and log Z there.
 
 A run of EM on draws stops where the increase of the objective is lost in the noise. From there,
-Newton's steps with Louis' information and score from one large sample lead to the point at which
-the score is zero up to its Monte Carlo error, and that error, carried through the information,
-is the Monte Carlo error of the estimate.
+Newton's steps lead to the point at which the score is zero up to its Monte Carlo error; that error,
+carried through the information by a jackknife over batches, is the Monte Carlo error of the
+estimate. Score and information come from the simulated likelihood around the mode where there is
+one that importance sampling can trust (`simulation/pathwise.py`), else from draws of the E-step by
+Louis' identity, as many as it takes.
 
-Source: McCulloch (1997), JASA 92 (Monte Carlo Newton-Raphson); Louis (1982).
+Source: McCulloch (1997), JASA 92 (Monte Carlo Newton-Raphson).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from emprob import chart
+from emprob.agreement import GOOD_K
 from emprob.curvature import (
     UncertaintyReport,
     as_arrays,
@@ -26,16 +29,19 @@ from emprob.curvature import (
     jackknife,
     unflatten,
 )
-from emprob.estep.unsolved import Unsolved
 from emprob.importance import corrected
-from emprob.louis import louis
+from emprob.louis import batch_moments_at, louis
 from emprob.model import LatentModel
 from emprob.precision import to_numpy
+from emprob.simulation.pathwise import has_modes, pathwise
 from emprob.types import Params, SimulatedEStep
 
-MAX_NEWTON = 10
-ENOUGH = 1000  # draws of the importance sampler for log Z
+MAX_NEWTON = 12
+MAX_SAMPLES = 16  # of the E-step's final draws, for Louis' identity
 LONGEST = 1.0  # of a step, in any coordinate (logs and log-odds)
+CLEAR = 0.25  # standard errors of the parameters: noise of which no more samples are needed
+ENOUGH = 1000  # draws of the importance sampler for log Z
+PER_BATCH = 32  # draws of the simulated likelihood, each with its mirror image
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,7 @@ class Simulated:
         how: in words, how log Z was estimated.
         distance: to the optimum before the last step, in standard errors.
         noise: what Monte Carlo error alone makes of that distance.
+        information: in words, where score, standard errors and their errors come from.
     """
 
     draws: dict[str, np.ndarray] = field(repr=False)
@@ -59,18 +66,30 @@ class Simulated:
     how: str
     distance: float
     noise: float
+    information: str
+
+
+class Evidence(NamedTuple):
+    """An estimate of log Z with its standard error, k-hat, and how it was made."""
+
+    value: float
+    error: float
+    khat: float
+    how: str
+
+
+NONE = Evidence(np.nan, np.nan, np.nan, "no estimate of log Z for these latents")
 
 
 class Settled(NamedTuple):
-    """Parameters, the report and draws there, whether the score is zero up to its noise."""
+    """Parameters, the report there, and whether the score is zero up to its noise."""
 
     params: dict[str, np.ndarray]
     report: UncertaintyReport
-    draws: dict[str, np.ndarray]
     distance: float
     noise: float
     at_optimum: bool
-    memory: Any
+    information: str
 
 
 @partial(jax.jit, static_argnames="estep")
@@ -79,24 +98,62 @@ def sample(model: LatentModel, estep: SimulatedEStep, params: Params, memory: An
     return estep.sample(model, params, memory)
 
 
-def settle(model: LatentModel, estep: Any, params: Mapping[str, Any], memory: Any) -> Settled:
-    """Newton's steps on one large sample after another, until they are within its noise."""
+def settle(model: LatentModel, estep: Any, params: Mapping[str, Any], memory: Any, key: Any):
+    """Newton's steps until they are within their noise.
+
+    Args:
+        model: with plain integrals.
+        estep: as it draws at the end of a run.
+        params: by site, constrained.
+        memory: of the E-step.
+        key: of the simulated likelihood.
+    """
+    if estep.unbiased and has_modes(model) and evidence(model, params, key, ENOUGH).khat < GOOD_K:
+        text = f"the simulated likelihood, {32 * PER_BATCH} draws around the mode"
+        look = lambda at: pathwise(model, at, key, PER_BATCH)[0]  # noqa: E731
+        found = climbed(model, params, look, text)
+        if found.at_optimum and evidence(model, found.params, key, ENOUGH).khat < GOOD_K:
+            return found
+    return climbed(model, params, Samples(model, estep, memory), "Louis' identity")
+
+
+def climbed(model: LatentModel, params: Mapping, look: Callable, text: str) -> Settled:
+    """Newton's steps, each on the report that `look` gives of the last parameters."""
     at = {k: np.asarray(v) for k, v in params.items()}
     for left in reversed(range(MAX_NEWTON)):
-        arrays = {k: jnp.asarray(v) for k, v in at.items()}
-        atoms, _, memory = sample(model, estep, arrays, memory)
-        report = louis(model, at, atoms, estep.num_batches)
-        noise = _noise(report)
-        near = report.score_norm <= max(2.0 * noise, 0.02)
+        report = look(at)
+        noise = noise_of(report)
+        near = report.score_norm <= max(2.0 * noise, 0.01)
         if near or left == 0 or not np.isfinite(report.score_norm):
             break
         at = moved(model, at, report.newton_step())
     if near:
         at = moved(model, at, report.newton_step())
-    return Settled(at, report, to_numpy(atoms), report.score_norm, noise, bool(near), memory)
+    return Settled(at, report, report.score_norm, noise, bool(near), text)
 
 
-def _noise(report: UncertaintyReport) -> float:
+class Samples:
+    """Reports by Louis' identity: more samples while the noise is what they mostly show."""
+
+    def __init__(self, model: LatentModel, estep: Any, memory: Any):
+        self.model, self.estep, self.memory = model, estep, memory
+
+    def __call__(self, params: Mapping[str, Any]) -> UncertaintyReport:
+        arrays = {k: jnp.asarray(v) for k, v in params.items()}
+        found = []
+        for count in range(1, MAX_SAMPLES + 1):
+            atoms, _, self.memory = sample(self.model, self.estep, arrays, self.memory)
+            found.append(batch_moments_at(self.model, params, atoms, self.estep.num_batches))
+            if count & (count - 1):
+                continue  # look at 1, 2, 4, ... samples
+            report = louis(self.model, params, found)
+            noise = noise_of(report)
+            if noise <= CLEAR or (report.score_norm > 4.0 * noise and report.identified):
+                break
+        return report
+
+
+def noise_of(report: UncertaintyReport) -> float:
     """Monte Carlo error of a Newton step, in standard errors of the parameters."""
     steps = [r.newton_step()[report.free] for r in report.without]
     root = np.linalg.cholesky(_definite(report.information))
@@ -126,18 +183,15 @@ def moved(model: LatentModel, params: Mapping[str, Any], step: np.ndarray) -> di
         return {k: np.asarray(v) for k, v in found.items()}
 
 
-class Evidence(NamedTuple):
-    """An estimate of log Z with its standard error, k-hat, and how it was made."""
-
-    value: float
-    error: float
-    khat: float
-    how: str
-
-
 def evidence(model: LatentModel, params: Mapping[str, Any], key: Any, num: int) -> Evidence:
     """log Z by importance sampling from the Gaussian around the mode, where there is one."""
-    if any(isinstance(i.rule, Unsolved) for i in model.structure.integrals):
-        return Evidence(np.nan, np.nan, np.nan, "no estimate of log Z for these latents")
+    if not has_modes(model):
+        return NONE
     found = corrected(model, {k: jnp.asarray(v) for k, v in params.items()}, key, num)
     return Evidence(found.value, found.error, found.khat, f"importance sampling, {num} draws")
+
+
+def final_draws(model: LatentModel, estep: Any, params: Mapping, memory: Any) -> dict:
+    """Draws of the latents at the estimate, by site (A, ...)."""
+    arrays = {k: jnp.asarray(v) for k, v in params.items()}
+    return to_numpy(sample(model, estep, arrays, memory)[0])

@@ -79,6 +79,7 @@ class SimulatedEStep(Protocol):
     Attributes:
         num_batches: independent batches of its draws, whose spread tells the Monte Carlo error.
         evidence: whether it estimates log Z; else the objective is not known while it runs.
+        unbiased: whether its draws are of the posterior, so that its optimum is that of log Z.
     """
 
     @property
@@ -89,6 +90,9 @@ class SimulatedEStep(Protocol):
 
     @property
     def evidence(self) -> bool: ...
+
+    @property
+    def unbiased(self) -> bool: ...
 
     def adapted(self, model: Any) -> Any:
         """The model as the E-step wants it."""
@@ -106,7 +110,9 @@ class SimulatedEStep(Protocol):
         """Draws by site (A, ...), log Z or NaN, and the memory after them."""
         ...
 
-    def log_evidence(self, model: Any, params: Params, memory: Any) -> Any:
+    def log_evidence(
+        self, model: Any, params: Params, memory: Any, key: Array
+    ) -> Any:
         """log Z at an estimate, with its error (`settle.Evidence`)."""
         ...
 

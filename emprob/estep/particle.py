@@ -97,12 +97,14 @@ class Particle(Simulated):
         keys = jax.random.split(key, self.num_filters)
         return jax.vmap(lambda k: smooth(model, params, k, settings))(keys)
 
-    def log_evidence(self, model: LatentModel, params: Params, memory: Memory) -> Evidence:
+    def log_evidence(
+        self, model: LatentModel, params: Params, memory: Memory, key: Array
+    ) -> Evidence:
         """From all filters, several times over, with the error that their spread tells."""
         found = np.concatenate(
             [
                 np.asarray(_some(model, self, params, k).log_evidence)
-                for k in jax.random.split(memory.key, REPLICATES)
+                for k in jax.random.split(key, REPLICATES)
             ]
         )
         z = np.exp(found - found.max())

@@ -95,6 +95,10 @@ class SAEM:
         return False
 
     @property
+    def unbiased(self) -> bool:
+        return True
+
+    @property
     def num_batches(self) -> int:
         return self.kernel.num_batches
 
@@ -154,8 +158,10 @@ class SAEM:
         )  # fmt: skip
         return atoms, value, memory._replace(key=key, state=state)
 
-    def log_evidence(self, model: LatentModel, params: Params, memory: Memory) -> Evidence:
-        return evidence(model, params, memory.key, ENOUGH)
+    def log_evidence(
+        self, model: LatentModel, params: Params, memory: Memory, key: Array
+    ) -> Evidence:
+        return evidence(model, params, key, ENOUGH)
 
     def promise(self, rises: Array, memory: Memory) -> tuple[Array, Array]:
         """The increase of the averaged Q; its error is infinite when the schedule is over."""

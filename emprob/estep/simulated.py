@@ -63,6 +63,10 @@ class Simulated(ABC):
         return Capabilities(exact=False, deterministic=False, memoryless=False)
 
     @property
+    def unbiased(self) -> bool:
+        return True
+
+    @property
     @abstractmethod
     def num_batches(self) -> int:
         """Independent batches of the draws."""
@@ -90,8 +94,8 @@ class Simulated(ABC):
         shares = jnp.full(count, 1.0 / count)
         return posterior_at(model, params, atoms, shares, value), memory
 
-    def log_evidence(self, model: LatentModel, params: Params, memory: Any) -> Evidence:
-        return evidence(model, params, memory.key, ENOUGH)
+    def log_evidence(self, model: LatentModel, params: Params, memory: Any, key: Array) -> Evidence:
+        return evidence(model, params, key, ENOUGH)
 
     def alarms(self, model: LatentModel, params: Params, memory: Any) -> tuple[str, ...]:
         """What is wrong with the draws at an estimate, in words."""

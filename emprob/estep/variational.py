@@ -43,7 +43,7 @@ class Variational(Simulated):
         guide: a NumPyro AutoGuide class, or a guide of your own (called with the program's
             arguments; amortised ones included) whose sites are named as the continuous latents.
         optimizer: an Optax transformation for the guide. Create it once.
-        num_steps: of the optimiser before each M-step; ten times as many at the end.
+        num_steps: of the optimiser before each M-step; twenty times as many at the end.
         num_first: of the optimiser before the first one.
         num_particles: draws for each of its gradients.
         num_draws: for the first M-steps; eight times as many once noise hides the gain.
@@ -82,6 +82,10 @@ class Variational(Simulated):
         return True
 
     @property
+    def unbiased(self) -> bool:
+        return False
+
+    @property
     def num_batches(self) -> int:
         return BATCHES
 
@@ -117,22 +121,29 @@ class Variational(Simulated):
 
             return jax.vmap(one)(jax.random.split(key, self.num_particles)).mean()
 
-        def step(_: Array, memory: Memory) -> Memory:
+        def step(i: Array, carry: tuple[Memory, Any]) -> tuple[Memory, Any]:
+            memory, mean = carry
             key, now = jax.random.split(memory.key)
             slope = jax.grad(loss)(memory.free, now)
             slope = jax.tree.map(lambda g: jnp.where(jnp.isfinite(g), g, 0.0), slope)
             move, state = self.optimizer.update(slope, memory.state, memory.free)
-            return Memory(key, optax.apply_updates(memory.free, move), state)  # pyright: ignore
+            free: Any = optax.apply_updates(memory.free, move)
+            share = 1.0 / jnp.maximum(i - num // 2 + 1, 1)
+            mean = jax.tree.map(lambda m, x: m + share * (x - m), mean, free)
+            return Memory(key, free, state), mean
 
-        return lax.fori_loop(0, num, step, memory)
+        memory, mean = lax.fori_loop(0, num, step, (memory, memory.free))
+        return memory._replace(free=mean)  # of the last half: the optimiser's noise averaged
 
     def final(self) -> "Variational":
-        return replace(super().final(), num_steps=10 * self.num_steps)
+        return replace(super().final(), num_steps=20 * self.num_steps)
 
-    def log_evidence(self, model: LatentModel, params: Params, memory: Memory) -> Evidence:
+    def log_evidence(
+        self, model: LatentModel, params: Params, memory: Memory, key: Array
+    ) -> Evidence:
         """The bound at an estimate, importance-weighted if asked for, and its error."""
         params = {k: jnp.asarray(v) for k, v in params.items()}
-        logs = _log_ratios(model, self, params, memory)
+        logs = _log_ratios(model, self, params, memory, key)
         inner = jax.nn.logsumexp(logs, 1) - jnp.log(logs.shape[1])
         value, error = mean_and_error(inner, BATCHES)
         name = "ELBO" if self.num_importance == 1 else f"importance-weighted, {logs.shape[1]} draws"
@@ -140,7 +151,9 @@ class Variational(Simulated):
 
 
 @partial(jax.jit, static_argnames="estep")
-def _log_ratios(model: LatentModel, estep: Variational, params: Params, memory: Memory) -> Array:
+def _log_ratios(
+    model: LatentModel, estep: Variational, params: Params, memory: Memory, key: Array
+) -> Array:
     """log p(y, z | params) - log q(z), (draws, draws inside the logarithm)."""
     guide = guide_of(model, estep.guide)
     inside = estep.num_importance
@@ -150,5 +163,5 @@ def _log_ratios(model: LatentModel, estep: Variational, params: Params, memory: 
         z, log_density = guide.draw(memory.free, key)
         return log_joint(model, params, z) - log_density
 
-    keys = jax.random.split(memory.key, outside * inside)
+    keys = jax.random.split(key, outside * inside)
     return lax.map(one, keys, batch_size=256).reshape(outside, inside)
