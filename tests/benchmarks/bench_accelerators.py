@@ -75,14 +75,14 @@ def hmm(y, K):
 
 
 def slow_chain():
-    """Two regimes of ten steps, 1.2 standard deviations apart."""
+    """Two regimes of five steps, one standard deviation apart."""
     rng = np.random.default_rng(2)
-    z = np.zeros(2000, int)
-    for t in range(1, 2000):
-        z[t] = z[t - 1] if rng.random() < 0.9 else 1 - z[t - 1]
-    y = np.array([-0.6, 0.6])[z] + rng.normal(size=2000)
+    z = np.zeros(1000, int)
+    for t in range(1, 1000):
+        z[t] = z[t - 1] if rng.random() < 0.8 else 1 - z[t - 1]
+    y = z - 0.5 + rng.normal(size=1000)
     start = {
-        "A": np.array([[0.8, 0.2], [0.2, 0.8]]), "mu": np.array([-0.5, 0.5]), "scale": np.ones(2)
+        "A": np.array([[0.8, 0.2], [0.2, 0.8]]), "mu": np.array([-0.4, 0.4]), "scale": np.ones(2)
     }  # fmt: skip
     return ep.bind(hmm, y, 2), start
 
@@ -145,6 +145,7 @@ def rows(name):
     model, start = PROBLEMS[name]()
     for label, method in METHODS.items():
         found, seconds = measure(model, start, method)
+        print(f"{name}, {label}: {found.num_maps} maps, {seconds:.3g} s", file=sys.stderr)
         yield {
             "problem": name, "method": label, "maps": found.num_maps, "seconds": seconds,
             "objective": found.objective, "status": found.status.word,
