@@ -24,8 +24,6 @@ from emprob.particle.paths import smooth
 from emprob.particle.proposal import Bootstrap
 from emprob.particle.settings import Settings
 
-RNG = np.random.default_rng(20260101)
-
 
 def walk(y):
     phi = numpyro.sample("phi", dist.Uniform(0.0, 1.0))
@@ -101,8 +99,8 @@ def switching(y):
     scan(step, (jnp.array(1), jnp.array(0.5)), y)
 
 
-def series(length, holes=()):
-    y = np.cumsum(RNG.normal(size=length)) * 0.5
+def series(length, holes=(), seed=0):
+    y = np.cumsum(np.random.default_rng(seed).normal(size=length)) * 0.5
     y[list(holes)] = np.nan
     return y
 
@@ -114,12 +112,19 @@ def smoothed(model, params, settings):
 
 
 PHI = {"phi": jnp.array(0.8)}
+LAGS = {"a": jnp.array(0.7)}
 
 
 # -- the evidence -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("proposal", [Bootstrap(), Guided(6.0)], ids=["bootstrap", "guided"])
+@pytest.mark.parametrize(
+    "proposal",
+    [
+        pytest.param(Bootstrap(), id="bootstrap"),
+        pytest.param(Guided(6.0), id="guided", marks=pytest.mark.slow),
+    ],
+)
 def test_evidence_is_unbiased_and_its_variance_is_told(proposal, key):
     model = ep.bind(walk, series(16, holes=(4, 5)))
     exact = float(model.log_partition(PHI))
@@ -129,7 +134,7 @@ def test_evidence_is_unbiased_and_its_variance_is_told(proposal, key):
     error = ratio.std() / np.sqrt(200)
     assert error < 0.05
     assert abs(ratio.mean() - 1.0) < 3 * error
-    told, seen = np.mean(out.log_evidence_variance), ratio.var()
+    told, seen = np.mean(out.log_evidence_variance), np.var(out.log_evidence)
     assert 0.7 < told / seen < 1.4
 
 
@@ -155,8 +160,9 @@ def grid_evidence(r, phi):
     return total
 
 
+@pytest.mark.slow
 def test_guided_beats_bootstrap_on_stochastic_volatility(key):
-    r = RNG.normal(size=60) * np.exp(0.5 * np.sin(np.arange(60) / 6.0))
+    r = np.random.default_rng(3).normal(size=60) * np.exp(0.5 * np.sin(np.arange(60) / 6.0))
     r[30] = 6.0  # an outlier that the bootstrap does not see coming
     model = ep.bind(volatility, r)
     exact = grid_evidence(r, 0.9)
@@ -193,11 +199,14 @@ def against_exact(atoms, exact, site, slack):
         assert np.abs(lagged - expected).max() < 2 * slack, site
 
 
-@pytest.mark.parametrize("proposal", [Bootstrap(), Guided(6.0)], ids=["bootstrap", "guided"])
 @pytest.mark.parametrize(
-    ("program", "params", "reach"),
-    [(walk, PHI, 1), (two_lags, {"a": jnp.array(0.7)}, 2)],
-    ids=["one lag", "two lags"],
+    ("program", "params", "reach", "proposal"),
+    [
+        pytest.param(walk, PHI, 1, Bootstrap(), id="one lag"),
+        pytest.param(walk, PHI, 1, Guided(6.0), id="one lag guided", marks=pytest.mark.slow),
+        pytest.param(two_lags, LAGS, 2, Bootstrap(), id="two lags", marks=pytest.mark.slow),
+        pytest.param(two_lags, LAGS, 2, Guided(6.0), id="two lags guided"),
+    ],
 )
 def test_paths_have_the_exact_moments(program, params, reach, proposal, key):
     model = ep.bind(program, series(10, holes=(3,)))
@@ -278,7 +287,7 @@ def test_discrete_and_continuous_states_together(key):
 
 
 def test_series_are_filtered_one_by_one(key):
-    y = np.stack([series(12) for _ in range(3)], 1)
+    y = np.stack([series(12, seed=s) for s in range(3)], 1)
     y[3, 1] = np.nan
     model = ep.bind(panel, y)
     assert body_of(model, PHI).layout.num_series == 3
@@ -288,32 +297,30 @@ def test_series_are_filtered_one_by_one(key):
         against_exact(out.atoms[site], exact, site, slack=0.08)
     ratio = np.exp(np.asarray(out.log_evidence) - float(model.log_partition(PHI)))
     assert abs(ratio.mean() - 1.0) < 3.5 * ratio.std() / 8
-    assert 0.6 < np.mean(out.log_evidence_variance) / ratio.var() < 1.6
-    alone = [ep.bind(walk_of(0.3), y[:, s]) for s in range(3)]
-    assert sum(float(m.log_partition(PHI)) for m in alone) == pytest.approx(
-        float(model.log_partition(PHI)), abs=1e-9
-    )
-    one = smoothed(alone[0], PHI, settings)(jax.random.split(key, 64))
-    # three series cost three times the variance of one, not its third power
-    assert np.mean(out.log_evidence_variance) < 8 * np.mean(one.log_evidence_variance)
+    assert 0.6 < np.mean(out.log_evidence_variance) / np.var(out.log_evidence) < 1.6
 
 
-def walk_of(noise):
+def test_series_that_meet_are_one(key):
     def program(y):
         phi = numpyro.sample("phi", dist.Uniform(0.0, 1.0))
 
         def step(z, y):
-            z = numpyro.sample("z", dist.Normal(phi * z, 0.7))
-            numpyro.sample("y", dist.Normal(z, noise), obs=y)
+            with numpyro.plate("series", 3):
+                z = numpyro.sample("z", dist.Normal(phi * z.mean(), 0.7))
+                numpyro.sample("y", dist.Normal(z, 0.8), obs=y)
             return z, None
 
-        scan(step, numpyro.sample("z0", dist.Normal(0.0, 1.0)), y)
+        scan(step, jnp.zeros(3), y)
 
-    return program
+    model = ep.bind(program, np.stack([series(6, seed=s) for s in range(3)], 1))
+    assert body_of(model, PHI).layout.num_series == 1
+    out = smooth(model, PHI, key, Settings(32, 4, proposal=Guided()))
+    assert float(out.log_evidence) == pytest.approx(float(model.log_partition(PHI)), abs=1e-9)
 
 
+@pytest.mark.slow
 def test_guided_series(key):
-    y = np.stack([series(12) for _ in range(3)], 1)
+    y = np.stack([series(12, seed=s) for s in range(3)], 1)
     model = ep.bind(panel, y)
     settings = Settings(num_particles=32, num_paths=4, proposal=Guided())
     out = smooth(model, PHI, key, settings)
@@ -323,9 +330,14 @@ def test_guided_series(key):
 # -- particle Gibbs -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("proposal", [Bootstrap(), Guided(6.0)], ids=["bootstrap", "guided"])
 @pytest.mark.parametrize(
-    ("program", "params"), [(walk, PHI), (two_lags, {"a": jnp.array(0.7)})], ids=["one", "two"]
+    ("program", "params", "proposal"),
+    [
+        pytest.param(walk, PHI, Bootstrap(), id="one lag"),
+        pytest.param(walk, PHI, Guided(6.0), id="one lag guided", marks=pytest.mark.slow),
+        pytest.param(two_lags, LAGS, Bootstrap(), id="two lags", marks=pytest.mark.slow),
+        pytest.param(two_lags, LAGS, Guided(6.0), id="two lags guided", marks=pytest.mark.slow),
+    ],
 )
 def test_sweeps_leave_the_smoother_invariant(program, params, proposal, key):
     model = ep.bind(program, series(8, holes=(3,)))
@@ -369,13 +381,15 @@ def test_a_filter_that_degenerates_says_so(key):
 
         scan(step, jnp.zeros(6), y)
 
-    y = np.cumsum(RNG.normal(size=(15, 6)), 0)
+    y = np.cumsum(np.random.default_rng(4).normal(size=(15, 6)), 0)
     model, params = ep.bind(program, y), {"q": jnp.array(1.0)}
     settings = Settings(256, 32, proposal=Bootstrap())
     said = alarms(smooth(model, params, key, settings), 256)
     assert any("effective sample size" in s and "at step" in s for s in said)
-    assert any("different particles" in s for s in said)
     assert any("Log-evidence" in s for s in said)
+    alone = Settings(256, 32, num_islands=1, proposal=Bootstrap())
+    said = alarms(smooth(model, params, key, alone), 256)
+    assert any("different particles" in s for s in said)
     settings = Settings(64, 16, proposal=Guided())
     assert alarms(smooth(model, params, key, settings), 64) == ()
 
@@ -392,6 +406,7 @@ def noises(y):
     scan(step, jnp.array(0.3), y)
 
 
+@pytest.mark.slow
 def test_a_carry_that_never_forgets(key):
     y = series(8)
     model = ep.bind(noises, y)
@@ -411,6 +426,7 @@ def test_a_carry_that_never_forgets(key):
     assert np.abs(np.cov(e.T) - cov).max() < 0.08
 
 
+@pytest.mark.slow
 def test_positive_latents_and_counts(key):
     def program(n):
         phi = numpyro.sample("phi", dist.Uniform(0.0, 1.0))
@@ -436,6 +452,7 @@ def test_positive_latents_and_counts(key):
     assert b.std() < a.std() / 3
 
 
+@pytest.mark.slow
 def test_data_in_the_carry_and_masks(key):
     """An autoregression on the data beside a hidden level, in a ragged panel."""
 
@@ -452,7 +469,7 @@ def test_data_in_the_carry_and_masks(key):
 
         scan(step, (jnp.zeros(2), jnp.zeros(2)), (y, seen))
 
-    y = np.stack([series(9), series(9)], 1)
+    y = np.stack([series(9), series(9, seed=1)], 1)
     seen = np.ones((9, 2), bool)
     seen[6:, 1] = False
     model = ep.bind(program, y, seen)
@@ -483,6 +500,7 @@ def test_observations_outside_the_scan_count(key):
     assert float(out.log_evidence) == pytest.approx(float(model.log_partition(PHI)), abs=1e-9)
 
 
+@pytest.mark.slow
 def test_parameters_with_a_value_for_each_step(key):
     def program(y):
         phi = numpyro.sample("phi", dist.Uniform(0.0, 1.0))

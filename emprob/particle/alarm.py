@@ -35,7 +35,7 @@ def alarms(paths: Any, num_particles: int) -> tuple[str, ...]:
             f"at step {worst} (below {least:.0f} at {np.sum(ess < least)} of {len(ess)} steps): "
             "the draws stand on a few particles. Use Guided(), or more particles."
         )
-    few = min(LEAST_COUNT, _num_paths(paths) / 4)
+    few = min(LEAST_COUNT, _num_paths(paths) / 2)
     worst = int(np.argmin(distinct))
     if distinct[worst] < few:
         found.append(

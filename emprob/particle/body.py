@@ -113,7 +113,7 @@ def body_of(model: LatentModel, params: Params) -> Body:
     inside: _Inside = found[0]
     _refuse_used_after(model, params, inside.nothing)
     _refuse_captured(model, params, outside)
-    layout, reach = _structure(outside, inside)
+    layout, reach = _structure(model, outside, inside)
     return Body(
         _entry(model, params, outside, inside, layout), _step(inside, layout),
         inside.inputs, inside.scan.length, layout, reach,
@@ -325,12 +325,14 @@ def _step(inside: _Inside, layout: Layout) -> Stage:
     return Stage(inside.propose, weigh, inside.latents)
 
 
-def _structure(outside: _Outside, inside: _Inside) -> tuple[Layout, int | None]:
+def _structure(model: LatentModel, outside: _Outside, inside: _Inside) -> tuple[Layout, int | None]:
     """Where the series are, and how far the carry remembers."""
     tied = [*outside.own.values(), *inside.own.values(), *inside.observed.values()]
     if outside.own:
         tied += outside.observed.values()
     plates = common_plates(tied)
+    if not _separate(model, {p[0] for p in plates}, {*outside.own, *inside.own}):
+        plates = ()
     entry = {k: latent_axes(f, plates) for k, f in outside.own.items()}
     step = {k: latent_axes(f, plates) for k, f in inside.own.items()}
     links, sources = _links(inside)
@@ -340,6 +342,12 @@ def _structure(outside: _Outside, inside: _Inside) -> tuple[Layout, int | None]:
     if any(v and a is None for v, a in zip(varies, carry, strict=True)):
         layout = Layout((), entry, step, tuple(() if v else None for v in varies)).joint()
     return layout, _reach(links, varies)
+
+
+def _separate(model: LatentModel, plates: set[str], latents: set[str]) -> bool:
+    """Whether the elements of the plates are independent, as the derivatives at `bind` say."""
+    groups = [g for g in model.structure.integrals if latents & set(g.sites)]
+    return all(plates <= set(g.plates) and not g.gathered for g in groups)
 
 
 def _links(inside: _Inside) -> tuple[np.ndarray, list[bool]]:

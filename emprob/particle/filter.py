@@ -84,17 +84,20 @@ def resampled(key: Array, log_weight: Array, settings: Settings) -> tuple[Array,
 def log_evidence(history: History, num_islands: int) -> tuple[Array, Array]:
     """The log-evidence of each series (S,), and its variance from the spread of the islands (S,).
 
-    The evidence is the mean over independent islands, so its relative variance is that of the
-    islands over their number: right for any resampling and any proposal. (Estimates from the
-    genealogy of one filter need many survivors of the first step, which long series do not leave.)
-    NaN with one island.
+    The evidence is the mean over independent islands; the variance of its logarithm is the
+    jackknife's, for any resampling and any proposal. (Estimates from the genealogy of one filter
+    need many survivors of the first step, which long series do not leave.) NaN with one island.
+
+    Source: Efron and Stein (1981), Annals of Statistics 9(3), eq. 1.4.
     """
     weights = history.clouds.log_weight[-1]
     each = jax.vmap(log_mean)(weights.reshape(num_islands, -1, weights.shape[1]))
-    total = log_mean(each)
-    relative = jnp.exp(each - total)
-    variance = jnp.sum((relative - 1.0) ** 2, 0) / (num_islands * max(num_islands - 1, 0))
-    return total, variance
+    if num_islands == 1:
+        return each[0], jnp.full_like(each[0], jnp.nan)
+    others = jnp.where(jnp.eye(num_islands, dtype=bool)[:, :, None], -jnp.inf, each)
+    without = jax.nn.logsumexp(others, 1)
+    variance = (num_islands - 1) * jnp.var(without, 0)
+    return log_mean(each), jnp.where(jnp.isfinite(each).all(0), variance, jnp.inf)
 
 
 def effective_sizes(history: History) -> Array:

@@ -1,8 +1,8 @@
 """Which axes of a particle's arrays number the series that are filtered one by one.
 
 Series are independent given the parameters: the elements of the plates that hold every latent and
-every observation of the scan. Each has weights, and ancestors, of its own; a filter of S series
-jointly would need exponentially many particles in S.
+every observation of the scan, unless some factor ties them. Each has weights, and ancestors, of
+its own; a filter of S series jointly would need exponentially many particles in S.
 """
 
 import math
