@@ -80,6 +80,11 @@ def _run(loop: Any, chunks: list[Info], note: str, start: Start) -> Run:
     return Run(params, float(loop.objective), status, note, int(loop.count), trace, start.index)
 
 
+@jax.jit
+def _log_prior(model: Any, params: Any) -> Any:
+    return model.log_prior(params)
+
+
 def finished(session: Session, method: EM, run: Run, memory: Any, key: Any) -> tuple:
     """Settle where the score is zero up to its noise; the run, its report, and `Simulated`."""
     model = session.model
@@ -92,7 +97,7 @@ def finished(session: Session, method: EM, run: Run, memory: Any, key: Any) -> t
     draws = final_draws(model, estep, params, memory)
     for alarm in estep.alarms(model, params, memory):
         warnings.warn(DegeneracyWarning(alarm), stacklevel=4)
-    log_prior = float(model.log_prior({k: jnp.asarray(v) for k, v in params.items()}))
+    log_prior = float(_log_prior(model, {k: jnp.asarray(v) for k, v in params.items()}))
     ended = run.status in (Status.STOCHASTIC_PLATEAU, Status.MAX_STEPS)
     status = Status.STOCHASTIC_PLATEAU if settled.at_optimum else Status.MAX_STEPS
     run = run._replace(

@@ -268,6 +268,30 @@ class ContinuousMarginal:
         return f"ContinuousMarginal({self.name!r}, mean {self.mean.shape})"
 
 
+def atoms_of(model: LatentModel) -> dict[str, tuple[np.ndarray, bool]]:
+    """Of each discrete latent: its values, and whether it is a chain."""
+    static = model.notes.value.static
+    return {
+        v.site: (
+            model.notes.value.atoms[v.site],
+            bool(v.plates & set(static.chains)) or "@" in n,
+        )
+        for n, v in static.variables.items()
+    }
+
+
+def marginal_of(owner: Any, model: LatentModel, name: str) -> Any:
+    """The marginal of one latent of a posterior."""
+    if name in model.structure.continuous:
+        return ContinuousMarginal(name, name in model.structure.timed, owner)
+    atoms = atoms_of(model)
+    if name not in atoms:
+        known = ", ".join(map(repr, model.latents))
+        raise KeyError(f"no latent site '{name}'; the latents are {known}")
+    values, is_chain = atoms[name]
+    return Marginal(name, owner.smoothed[name], values, is_chain, owner)
+
+
 class LatentPosterior(Mapping[str, Any]):
     """Posteriors of all latents at one value of the parameters, computed when first asked for."""
 
@@ -336,25 +360,8 @@ class LatentPosterior(Mapping[str, Any]):
             params = {k: jnp.asarray(v) for k, v in self.params.items()}
             return to_numpy(integrals.draws(self.model, params, as_key(key), num))
 
-    def _atoms(self) -> dict[str, tuple[np.ndarray, bool]]:
-        static = self.model.notes.value.static
-        return {
-            v.site: (
-                self.model.notes.value.atoms[v.site],
-                bool(v.plates & set(static.chains)) or "@" in n,
-            )
-            for n, v in static.variables.items()
-        }
-
     def __getitem__(self, name: str) -> Any:
-        if name in self.model.structure.continuous:
-            is_chain = name in self.model.structure.timed
-            return ContinuousMarginal(name, is_chain, self)
-        atoms = self._atoms()
-        if name not in atoms:
-            raise KeyError(f"no latent site '{name}'; the latents are {', '.join(map(repr, self))}")
-        values, is_chain = atoms[name]
-        return Marginal(name, self.smoothed[name], values, is_chain, self)
+        return marginal_of(self, self.model, name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.model.latents)
@@ -375,7 +382,7 @@ def sample_paths(model: LatentModel, params: Mapping[str, Any], key: Any, num: i
     """Exact joint draws of all latents, by site: (num, N...) or (num, T, ...)."""
     posterior = marginals(model, params)
     found = {}
-    if posterior._atoms():
+    if atoms_of(model):
         drawn = posterior.sample_indices(key, num)
         found = {k: posterior[k].values[v] for k, v in drawn.items()}
     return {**found, **posterior.draw(key, num)} if model.structure.continuous else found

@@ -173,9 +173,13 @@ class Fit:
 
     @cached_property
     def posterior(self) -> Any:
-        """Posterior of the latents at the estimate, by site."""
+        """Posterior of the latents at the estimate, by site; from draws if the E-step drew them."""
+        from emprob.drawn import DrawnPosterior
         from emprob.posterior import marginals
 
+        if self.simulated is not None:
+            model = self._bound("posterior")
+            return DrawnPosterior(model, self.params, self.simulated.draws)
         return marginals(self._bound("posterior"), self.params)
 
     def sample(self, key: Any, n: int = 1000) -> dict[str, np.ndarray]:

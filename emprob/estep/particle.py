@@ -98,7 +98,7 @@ class Particle(Simulated):
         return jax.vmap(lambda k: smooth(model, params, k, settings))(keys)
 
     def log_evidence(
-        self, model: LatentModel, params: Params, memory: Memory, key: Array
+        self, model: LatentModel, params: Params, memory: Memory | None, key: Array
     ) -> Evidence:
         """From all filters, several times over, with the error that their spread tells."""
         found = np.concatenate(

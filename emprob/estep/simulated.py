@@ -9,8 +9,10 @@ from jax import Array
 from scipy.special import ndtri
 
 from emprob.model import LatentModel
+from emprob.particle.proposal import Bootstrap
 from emprob.settle import ENOUGH, Evidence, evidence
 from emprob.simulation.draws import mean_and_error, plain, posterior_at
+from emprob.simulation.pathwise import has_modes
 from emprob.types import Atoms, Capabilities, Params, Posterior
 
 GROWTH = 8  # of the number of draws, when noise hides the gain: few sizes are compiled
@@ -95,7 +97,12 @@ class Simulated(ABC):
         return posterior_at(model, params, atoms, shares, value), memory
 
     def log_evidence(self, model: LatentModel, params: Params, memory: Any, key: Array) -> Evidence:
-        return evidence(model, params, key, ENOUGH)
+        if has_modes(model) or not model.structure.timed:
+            return evidence(model, params, key, ENOUGH)
+        from emprob.estep.particle import Particle  # a particle filter for any scan
+
+        filters = Particle(proposal=Bootstrap(), num_particles=1024)
+        return filters.log_evidence(model, params, None, key)
 
     def alarms(self, model: LatentModel, params: Params, memory: Any) -> tuple[str, ...]:
         """What is wrong with the draws at an estimate, in words."""
