@@ -10,6 +10,7 @@ import numpy as np
 from jax import Array
 
 from emprob.estep.simulated import Simulated
+from emprob.keys import as_key
 from emprob.model import LatentModel
 from emprob.particle.alarm import alarms
 from emprob.particle.guided import Guided
@@ -94,7 +95,7 @@ class Particle(Simulated):
             num_particles=self.num_particles, num_paths=each, num_islands=1,
             threshold=self.threshold, proposal=self.proposal, horizon=self.horizon,
         )  # fmt: skip
-        keys = jax.random.split(key, self.num_filters)
+        keys = jax.random.split(as_key(key), self.num_filters)
         return jax.vmap(lambda k: smooth(model, params, k, settings))(keys)
 
     def log_evidence(

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from emprob.keys import as_key
 from emprob.model import LatentModel
 from emprob.particle.gibbs import init_path, sweep
 from emprob.particle.guided import Guided
@@ -56,7 +57,7 @@ class ParticleGibbs:
 
     def init(self, model: LatentModel, params: Params, key: Array) -> Paths:
         """A path for every chain, from a particle filter."""
-        keys = jax.random.split(key, self.num_chains)
+        keys = jax.random.split(as_key(key), self.num_chains)
         return jax.vmap(lambda k: init_path(model, params, k, self._settings))(keys)
 
     def draw(
@@ -64,7 +65,7 @@ class ParticleGibbs:
     ) -> tuple[Atoms, Array, Paths]:
         """`num` draws by site, (num, ...), chain after chain; NaN; and the paths after them."""
         each = -(-num // self.num_chains)
-        first, second = jax.random.split(key)
+        first, second = jax.random.split(as_key(key))
 
         def step(paths: Paths, key: Array) -> tuple[Paths, Atoms]:
             keys = jax.random.split(key, self.num_chains)
