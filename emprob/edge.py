@@ -4,7 +4,7 @@ EM and Newton approach such an optimum for ever, because the score in the logari
 the parameter. Whether the objective is as high at the end itself is one evaluation.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +15,7 @@ from emprob import chart
 from emprob.curvature import UncertaintyReport
 from emprob.model import LatentModel
 
+FARTHER = (1e2, 1e4, 1e8)  # how much farther, to see whether the objective knows the entry at all
 NEARER = 1e-2  # how much nearer to its bound an entry is put, and then once more to see
 SLACK = 1e-9  # relative fall of the objective that is rounding
 
@@ -52,9 +53,17 @@ def snapped(
                 continue
             near, nearer = (_moved(moved, name, i, bounds[0], NEARER**n) for n in (1, 2))
             ends = [float(_objective(model, p)) for p in (near, nearer)]
-            if min(ends) >= objective - SLACK * (1.0 + abs(objective)):
+            slack = SLACK * (1.0 + abs(objective))
+            if min(ends) >= objective - slack and not _unknown(
+                model, [_moved(moved, name, i, bounds[0], far) for far in FARTHER], objective, slack
+            ):
                 moved, found = near, [*found, label]
     return Snapped(moved, tuple(found)) if found else None
+
+
+def _unknown(model: LatentModel, far: Sequence[dict], objective: float, slack: float) -> bool:
+    """Whether the objective is the same however far an entry is from its bound: no data see it."""
+    return all(abs(float(_objective(model, p)) - objective) <= slack for p in far)
 
 
 def _moved(params: Mapping, name: str, i: int, low: float, factor: float) -> dict:

@@ -120,11 +120,14 @@ def make_info(step: Step, gain: Array, previous_gain: Array, num_maps: int) -> I
     """What to tell of a step: the distance to the optimum is estimated from two gains.
 
     With I_c the complete-data information and r EM's rate, score' I_c^-1 score = gain, and the
-    distance in standard errors is sqrt(gain / (1 - r)); the ratio of two gains is r^2.
+    distance in standard errors is sqrt(gain / (1 - r)); the ratio of two gains is r^2. Where the
+    M-step did not move, or not uphill, its gain says nothing: the score alone does, in units in
+    which the information of an observation is about one.
     """
     rate = gain / previous_gain
     r = jnp.sqrt(jnp.clip(jnp.where(jnp.isfinite(rate), rate, 0.9999), 0.0, 0.9999))
-    distance = jnp.sqrt(jnp.maximum(gain, 0.0) / (1.0 - r))
+    plain = jnp.sqrt(dot(step.score, step.score) / (1.0 + jnp.abs(step.objective)))
+    distance = jnp.where(gain > 0, jnp.sqrt(jnp.maximum(gain, 0.0) / (1.0 - r)), plain)
     return Info(
         step.objective,
         step.log_likelihood,

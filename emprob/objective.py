@@ -73,7 +73,9 @@ def newton_step_by_units(f: Callable[[Params], Array], u: Params) -> Ascent:
     (value, gradient), push = jax.linearize(jax.value_and_grad(g), flat)
     basis = jnp.eye(flat.shape[1], dtype=flat.dtype)
     columns = jax.vmap(lambda e: push(jnp.broadcast_to(e, flat.shape))[1])(basis)
-    step = jax.vmap(_direction)(jnp.moveaxis(columns, 0, -1), gradient)
+    hessian = jnp.where(jnp.isfinite(columns).all((0, 2))[:, None, None],
+                        jnp.moveaxis(columns, 0, -1), _plain(gradient))  # fmt: skip
+    step = jax.vmap(_direction)(hessian, gradient)
     longest = 5.0 / jnp.maximum(jnp.max(jnp.abs(step) / (1.0 + jnp.abs(flat))), 5.0)
     step = jnp.where(jnp.isfinite(step).all(), step * longest, 0.0)
     shorter = _backtrack(
@@ -98,14 +100,21 @@ def newton_step(f: Callable[[Params], Array], u: Params) -> Ascent:
 
     (value, gradient), push = jax.linearize(jax.value_and_grad(g), flat)
     hessian = jax.vmap(lambda e: push(e)[1])(jnp.eye(flat.size, dtype=flat.dtype))
-    # a second derivative of a clipped probability can be 0 * inf: then follow the gradient
-    plain = -jnp.eye(flat.size, dtype=flat.dtype) * jnp.maximum(jnp.abs(gradient).max(), 1e-3)
-    hessian = jnp.where(jnp.isfinite(hessian).all(), hessian, plain)
+    hessian = jnp.where(jnp.isfinite(hessian).all(), hessian, _plain(gradient))
     step = _direction(hessian, gradient)
     longest = 5.0 / jnp.maximum(jnp.max(jnp.abs(step) / (1.0 + jnp.abs(flat))), 5.0)
     step = jnp.where(jnp.isfinite(step).all(), step * longest, 0.0)
     new = flat + _backtrack(g, flat, step, value, gradient) * step
     return Ascent(unravel(new), value, unravel(gradient))
+
+
+def _plain(gradient: Array) -> Array:
+    """What stands in for a Hessian that is not finite: then the gradient is followed.
+
+    A second derivative of a clipped probability can be 0 * inf.
+    """
+    eye = jnp.eye(gradient.shape[-1], dtype=gradient.dtype)
+    return -eye * jnp.maximum(jnp.abs(gradient).max(), 1e-3)
 
 
 def _direction(hessian: Array, gradient: Array) -> Array:

@@ -13,6 +13,7 @@ from numpyro.distributions.distribution import validation_enabled
 
 from emprob.curvature import information
 from emprob.errors import DegeneracyWarning, IdentifiabilityWarning
+from emprob.integral.search import failures
 from emprob.model import LatentModel, log_factor
 from emprob.posterior import marginals
 from emprob.types import Params, Status
@@ -34,7 +35,8 @@ def judge(
     collapsed = collapse(model, run.params) or (run.failed and collapse(model, run.failed))
     if collapsed:
         warned.append(DegeneracyWarning(collapsed))
-        if status in (Status.NON_FINITE, Status.MAX_STEPS, Status.CONVERGED):
+        ended = (Status.NON_FINITE, Status.MAX_STEPS, Status.CONVERGED, Status.OBJECTIVE_DECREASED)
+        if status in ended:  # next to a density without bound, an objective that fell is rounding
             proper = status is Status.CONVERGED and np.isfinite(run.objective)
             status = status if proper and _has_prior(model) else Status.DEGENERATE
             message = f"{status.sentence}: {collapsed}"
@@ -53,7 +55,8 @@ def judge(
         status, message = _by_curvature(status, message, report, warned)
     constant = "" if collapsed else constant_data(model)
     empty = empty_components(model, run.params), dead_states(model, run.params)
-    for note in filter(None, (*empty, constant)):
+    lost = "" if collapsed or not np.isfinite(run.objective) else failures(model, run.params)
+    for note in filter(None, (*empty, constant, lost)):
         warned.append(DegeneracyWarning(note))
         message = f"{message}; {note}"
     if not model.latents:
@@ -249,7 +252,8 @@ def blame(model: LatentModel, params: Params) -> tuple[str | None, str]:
                 f"The log-density of site '{site}' is not finite in {int(bad.sum())} places; its "
                 f"distribution's arguments are {at}. Check its parents, or start elsewhere (init=)."
             )
-    return None, ""
+    lost = failures(model, params)
+    return None, f"{lost[:1].upper()}{lost[1:]}." if lost else ""
 
 
 def _all_states(table: np.ndarray, out: Any) -> bool:

@@ -10,6 +10,7 @@ from scipy.optimize import minimize
 from scipy.stats import beta, nbinom
 
 from emprob.families import family_of
+from emprob.families.binary import BERNOULLI
 
 K, N, D = 3, 40, 3
 
@@ -448,3 +449,23 @@ def test_statistics_are_differentiable_and_jit():
     mine = jax.jit(jax.grad(lambda e: family.log_prob(e, x).sum()))(d)
     theirs = jax.grad(lambda e: e.log_prob(x).sum())(d)
     np.testing.assert_allclose(mine.loc, theirs.loc, rtol=1e-10)
+
+
+def test_log_of_a_tiny_probability_has_finite_derivatives():
+    """A probit link written as Bernoulli(cdf(x)): NumPyro users have no stable one."""
+    x = jnp.linspace(-37.0, 5.0, 43)
+
+    def plain(x):
+        d = dist.Bernoulli(probs=jax.scipy.stats.norm.cdf(x))
+        return BERNOULLI.natural(d, None).eta[..., 0]
+
+    exact = jax.scipy.special.log_ndtr
+    for order in range(4):
+        f, g = plain, exact
+        for _ in range(order):
+            f, g = jax.grad(f), jax.grad(g)
+        found, expected = jax.jit(jax.vmap(f))(x), jax.jit(jax.vmap(g))(x)
+        if order < 3:  # the exact one loses digits
+            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-12)
+        assert np.isfinite(found).all()
+    assert (jax.vmap(jax.hessian(plain))(jnp.array([-37.5, -38.0, -60.0])) == 0.0).all()

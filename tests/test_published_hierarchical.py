@@ -4,6 +4,8 @@ Numbers are maxima of the likelihood (`prior=False`) unless a test says otherwis
 """
 
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import pytest
 from scipy import optimize, special, stats
 
@@ -109,6 +111,60 @@ def test_sleep_study_is_that_of_statsmodels():
     np.testing.assert_allclose(found.params["beta"], peer.fe_params, rtol=1e-6)
     effects = np.array([peer.random_effects[j] for j in range(18)])
     np.testing.assert_allclose(found.posterior["b"].mean, effects, atol=0.02)
+
+
+# -- nested and crossed effects: lme4, maximum likelihood ----------------------------------------
+
+# Davies and Goldsmith (1972), table 6.5: two assays of each of three casks of ten batches.
+PASTES = """
+62.8 62.6 60.1 62.3 62.7 63.1 60.0 61.4 57.5 56.9 61.1 58.9 58.7 57.5 63.9 63.1 65.4 63.7 57.1 56.4
+56.9 58.6 64.7 64.5 55.1 55.1 54.7 54.2 58.8 57.5 63.4 64.9 59.3 58.1 60.5 60.0 62.5 62.6 61.0 58.7
+56.9 57.7 59.2 59.4 65.2 66.0 64.8 64.1 54.8 54.8 64.0 64.0 57.7 56.8 58.3 59.3 59.2 59.2 58.9 56.6
+"""
+
+# Davies and Goldsmith (1972), table 6.6: diameters on 24 plates, of each of the samples A to F.
+PENICILLIN = """
+272326232321 272326232321 252125242420 262325232320 252226222320 242225232219 242023212219
+262226242421 242124222220 242124232219 262326242421 252226242420 262426242522 262326232320
+262325242422 252225232320 252124232320 252224232319 242123212119 262326242421 252124222218
+252225222220 242124222419 242124222118
+"""
+
+
+def two_effects(y, one, two, num_one, num_two):
+    """Normal data with two effects each, whichever way their groups lie."""
+    mu = numpyro.sample("mu", dist.Normal(0.0, 100.0))
+    tau = numpyro.sample("tau", dist.HalfNormal(10.0).expand([2]).to_event(1))
+    sigma = numpyro.sample("sigma", dist.HalfNormal(10.0))
+    with numpyro.plate("first", num_one):
+        u = numpyro.sample("u", dist.Normal(0.0, tau[0]))
+    with numpyro.plate("second", num_two):
+        v = numpyro.sample("v", dist.Normal(0.0, tau[1]))
+    with numpyro.plate("n", len(y)):
+        numpyro.sample("y", dist.Normal(mu + u[one] + v[two], sigma), obs=y)
+
+
+def assert_two_effects(found, log_likelihood, variances):
+    assert found.converged, found.message
+    assert found.log_likelihood == pytest.approx(log_likelihood, abs=1e-5)
+    variance = np.r_[found.params["tau"], found.params["sigma"]] ** 2
+    np.testing.assert_allclose(variance, variances, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_casks_nested_in_batches():
+    y = np.array(PASTES.split(), float)
+    cask = np.arange(60) // 2
+    found = fit(two_effects, y, cask // 3, cask, 10, 30)
+    assert_two_effects(found, -123.997233, [1.199179, 8.433617, 0.678002])
+
+
+@pytest.mark.slow
+def test_samples_crossed_with_plates():
+    y = np.array([plate[i : i + 2] for plate in PENICILLIN.split() for i in range(0, 12, 2)], float)
+    number = np.arange(144)
+    found = fit(two_effects, y, number // 6, number % 6, 24, 6)
+    assert_two_effects(found, -166.094174, [0.714993, 3.135192, 0.302425])
 
 
 # -- eight schools --------------------------------------------------------------------------------

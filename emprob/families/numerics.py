@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.scipy.linalg import solve_triangular
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
@@ -21,9 +22,17 @@ def floor(log_value):
 
 
 def log(x):
-    """The logarithm with `log 0` cut off; the inner `where` keeps gradients at 0 finite."""
+    """The logarithm with `log 0` cut off, and derivatives that are finite everywhere.
+
+    The ratio is 1; its derivatives are those of log x, but no 1 / x^2 is formed, which overflows
+    where a user's cumulative normal is below 1e-154, and is NaN times 0. Next to 0 they are 0.
+    """
     x = real(x)
-    return jnp.where(x > 0, jnp.log(jnp.where(x > 0, x, 1.0)), jnp.finfo(x.dtype).min / 1e3)
+    limits = jnp.finfo(x.dtype)
+    inside = jnp.where(x > 1e8 * limits.tiny, x, 1.0)
+    ratio = inside * lax.stop_gradient(1.0 / inside)  # a quotient's divisors XLA would multiply
+    value = jnp.log(lax.stop_gradient(jnp.where(x > 0, x, 1.0)))
+    return jnp.where(x > 0, value, limits.min / 1e3) + jnp.log(ratio)
 
 
 def stack(*columns):
