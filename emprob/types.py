@@ -150,7 +150,11 @@ class MStep(Protocol):
 
 @runtime_checkable
 class Algorithm(Protocol):
-    """A map from state to state that climbs the objective. A frozen, hashable dataclass."""
+    """A map from state to state that climbs the objective. A frozen, hashable dataclass.
+
+    What `fit` asks for besides, where it is there: `monotone` (False: steps may go down), `noisy`
+    (it draws, and `init` takes a key), and `may_fall`, `warmup` and `onward`, as in `Annealed`.
+    """
 
     def init(self, model: Any, params: Params) -> State: ...
 

@@ -8,6 +8,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from numpyro.contrib.control_flow import scan
 
 import emprob as ep
 from emprob.accelerate import anderson, annealed, quasi_newton, safeguard, secants
@@ -312,13 +313,39 @@ def test_annealing_stopped_halfway_says_so(far_apart):
     assert found.status is ep.Status.MAX_STEPS
 
 
-def test_components_that_annealing_made_one_are_a_saddle(far_apart):
-    """At beta near zero all components become the same; nothing tells them apart again."""
+def test_components_that_are_one_part_again(far_apart):
+    """At a low beta all components become the same; without noise, a saddle point is the end."""
     model, bad = far_apart
     same = {"pi": np.full(4, 0.25), "mu": np.zeros(4)}
+    found = run(model, ep.Annealed(ep.EM(), start=0.002), init=same)
+    np.testing.assert_allclose(np.sort(found.params["mu"]), CENTRES, atol=0.5)
     with pytest.warns(ep.ConvergenceWarning):
-        found = run(model, ep.Annealed(ep.EM()), init=same)
-    assert found.status is ep.Status.SADDLE
+        stuck = run(model, ep.Annealed(ep.EM(), start=0.002, jitter=0.0), init=same)
+    assert stuck.status is ep.Status.SADDLE
+
+
+def test_chains_are_annealed():
+    """Noise and power reach the log-factors of a chain; its end is an optimum of the chain."""
+
+    def chain(y):
+        with numpyro.plate("k", 2):
+            A = numpyro.sample("A", dist.Dirichlet(2.0 * jnp.ones(2)))
+            mu = numpyro.sample("mu", dist.Normal(0.0, 10.0))
+
+        def body(z, y):
+            z = numpyro.sample("z", dist.Categorical(A[z]))
+            numpyro.sample("y", dist.Normal(mu[z], 1.0), obs=y)
+            return z, None
+
+        scan(body, 0, y)
+
+    rng = np.random.default_rng(1)
+    y = np.repeat([0.0, 4.0, 0.0, 4.0], 20) + rng.normal(size=80)
+    model = ep.bind(chain, y)
+    same = {"A": np.full((2, 2), 0.5), "mu": np.array([2.0, 2.0])}
+    found = run(model, ep.Annealed(ep.EM(), start=0.1), init=same)
+    assert found.converged
+    np.testing.assert_allclose(np.sort(found.params["mu"]), [0.0, 4.0], atol=0.5)
 
 
 def test_starts_are_annealed_once(far_apart):
@@ -390,6 +417,7 @@ def test_accelerators_do_not_stack(wrapper):
         (lambda: ep.HandOver(ep.Annealed(ep.EM())), "expected an EM"),
         (lambda: ep.Annealed(ep.EM(), start=1.0), r"start < 1"),
         (lambda: ep.Annealed(ep.EM(), growth=0.9), r"growth=0\.9"),
+        (lambda: ep.Annealed(ep.EM(), jitter=-1.0), r"jitter=-1\.0"),
         (lambda: ep.Annealed(ep.EM(ep.Laplace())), "num_starts"),
         (lambda: ep.Annealed(ep.Annealed(ep.EM())), "expected an EM"),
     ],

@@ -38,20 +38,23 @@ class Annealed:
     A flat posterior blurs the optima that depend on the start. One EM step is taken at each of
     `beta = start, start * growth, ...`; from beta = 1 on it is the method as it is. While beta < 1
     the objective, which is told as it is at beta = 1, may fall, and no distance to the optimum is
-    told (inf). A beta so low that all components become one leaves EM at a saddle point, which the
-    status says: begin higher.
+    told (inf). At a low beta all components become one; a little noise on the log-probabilities,
+    the same in every run, lets them part again as beta rises.
 
     Attributes:
         method: an EM whose latents are discrete, or an accelerator of one.
         start: the first beta, between 0 and 1.
         growth: of beta at each step, above 1.
+        jitter: standard deviation of the noise; none from beta = 1 on.
 
-    Source: Ueda & Nakano (1998), Neural Networks 11(2), section 3.
+    Source: Ueda & Nakano (1998), Neural Networks 11(2), section 3; Rose (1998), Proceedings of the
+    IEEE 86(11), for the noise.
     """
 
     method: EM | Squarem | Anderson | QuasiNewton | Damped | HandOver = field(default_factory=EM)
     start: float = 0.2
     growth: float = 1.1
+    jitter: float = 0.01
 
     def __post_init__(self):
         em = self._em
@@ -62,6 +65,8 @@ class Annealed:
             )
         check_share("Annealed", "start", self.start, 0.0, 1.0)
         check_share("Annealed", "growth", self.growth, 1.0, float("inf"))
+        if not 0.0 <= self.jitter < float("inf"):
+            raise ValueError(f"Annealed(jitter={self.jitter!r}): expected a number >= 0.")
 
     @property
     def _em(self) -> EM:
@@ -105,7 +110,8 @@ class Annealed:
         params, (inner, count) = state
         out = model.evaluate(params)
         beta = self.start * self.growth**count
-        posterior = posterior_of(tempered(out, beta))
+        key = jax.random.fold_in(jax.random.key(0), count)
+        posterior = posterior_of(jittered(tempered(out, beta), self.jitter, key))
         u = model.unconstrain(params)
         slope, log_prior = score(model, u, posterior)
         new = self._em.mstep(model, params, posterior)
@@ -122,4 +128,21 @@ def tempered(out: Evaluation, beta: Array) -> Evaluation:
         k: t._replace(natural=beta * t.natural, offset=beta * t.offset)
         for k, t in out.terms.items()
     }
+    return replace(out, terms=terms)
+
+
+def jittered(out: Evaluation, size: float, key: Array) -> Evaluation:
+    """The program with noise on the log-probability of every value of every latent."""
+    terms = dict(out.terms)
+    for name, spec in out.specs.items():
+        if spec.own is None:
+            continue
+        key, own = jax.random.split(key)
+        variable = out.variables[spec.own]
+        sizes = {variable.dim: variable.size}
+        sizes |= {out.plates[p].dim: out.plates[p].size for p in spec.plates}
+        rank = max(terms[name].offset.ndim, *(-d for d in sizes))
+        shape = [sizes.get(d, 1) for d in range(-rank, 0)]
+        noise = size * jax.random.normal(own, shape, terms[name].natural.dtype)
+        terms[name] = terms[name]._replace(offset=terms[name].offset + noise)
     return replace(out, terms=terms)
