@@ -140,6 +140,7 @@ def steps(
         starts, _ = make_starts(model, key, 1, init)
         drawing = None
         if getattr(method, "noisy", False):
+            assert isinstance(method, EM)
             method = replace(method, estep=noisy.prepared(method.estep, model, starts[0], key))
             drawing = jax.random.key_data(key)
         state = begin_state(model, method, starts[0], drawing)

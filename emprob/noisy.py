@@ -14,8 +14,8 @@ from emprob.loop import GO, NON_FINITE, OUT, STALLED, advance, begin, init
 from emprob.precision import to_numpy
 from emprob.progress import Progress
 from emprob.runs import CAPACITY, SLOW, Run, Session, Start
-from emprob.settle import Simulated, final_draws, settle
-from emprob.types import Info, Status
+from emprob.settle import SimulationReport, final_draws, settle
+from emprob.types import Info, SimulatedEStep, Status
 
 
 def run_noisily(session: Session, method: EM, start: Start, key: Any) -> tuple[Run, EM, Any]:
@@ -51,7 +51,7 @@ def run_noisily(session: Session, method: EM, start: Start, key: Any) -> tuple[R
                 note = "stopped by the callback"
                 break
             limit = limit if clock.last > SLOW else min(CAPACITY, 2 * limit)
-            if int(loop.stop) == STALLED and (more := method.estep.grown()) is not None:
+            if int(loop.stop) == STALLED and (more := _drawing(method).grown()) is not None:
                 method = replace(method, estep=more)
                 loop = loop._replace(stop=jnp.zeros_like(loop.stop))
                 clock.compile(lambda: chunk(0))
@@ -80,15 +80,20 @@ def _run(loop: Any, chunks: list[Info], note: str, start: Start) -> Run:
     return Run(params, float(loop.objective), status, note, int(loop.count), trace, start.index)
 
 
+def _drawing(method: EM) -> SimulatedEStep:
+    assert isinstance(method.estep, SimulatedEStep)
+    return method.estep
+
+
 @jax.jit
 def _log_prior(model: Any, params: Any) -> Any:
     return model.log_prior(params)
 
 
 def finished(session: Session, method: EM, run: Run, memory: Any, key: Any) -> tuple:
-    """Settle where the score is zero up to its noise; the run, its report, and `Simulated`."""
+    """Settle where the score is zero up to its noise: the run, its report, what the draws say."""
     model = session.model
-    estep: Any = method.estep.final()
+    estep = _drawing(method).final()
     if run.status is Status.NON_FINITE:
         return run, None, None
     settled = session.clock.run(lambda: settle(model, estep, run.params, memory, key))
@@ -103,11 +108,14 @@ def finished(session: Session, method: EM, run: Run, memory: Any, key: Any) -> t
     run = run._replace(
         params=params, objective=found.value + log_prior, status=status if ended else run.status
     )
-    more = settled.distance, settled.noise, settled.information
-    return run, settled.report, Simulated(draws, *found, *more)
+    said = SimulationReport(
+        draws, found.value, found.error, found.khat, found.how,
+        settled.distance, settled.noise, settled.information,
+    )  # fmt: skip
+    return run, settled.report, said
 
 
-def check(model: Any, method: EM, num_starts: int, checkpoint: Any) -> None:
+def check(model: Any, method: Any, num_starts: int, checkpoint: Any) -> None:
     """What runs on draws cannot do."""
     if not model.structure.integrals:
         names = ", ".join(map(repr, model.latents)) or "none"

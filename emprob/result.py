@@ -38,7 +38,7 @@ class Fit:
         information: the uncertainty report, if the driver made one.
         rows: the table that summaries are made of, in a loaded fit.
         simulated: of an E-step by simulation: draws of the latents at the estimate, and the Monte
-            Carlo error of the log-likelihood (`settle.Simulated`).
+            Carlo error of the log-likelihood (`settle.SimulationReport`).
     """
 
     model: Any

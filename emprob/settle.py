@@ -45,7 +45,7 @@ PER_BATCH = 32  # draws of the simulated likelihood, each with its mirror image
 
 
 @dataclass(frozen=True)
-class Simulated:
+class SimulationReport:
     """What the draws at the estimate say.
 
     Attributes:

@@ -110,9 +110,7 @@ class SimulatedEStep(Protocol):
         """Draws by site (A, ...), log Z or NaN, and the memory after them."""
         ...
 
-    def log_evidence(
-        self, model: Any, params: Params, memory: Any, key: Array
-    ) -> Any:
+    def log_evidence(self, model: Any, params: Params, memory: Any, key: Array) -> Any:
         """log Z at an estimate, with its error (`settle.Evidence`)."""
         ...
 

@@ -260,7 +260,7 @@ def summary_of(rows: pd.DataFrame, level: float) -> pd.DataFrame:
     )
     for column in ("mc_error", "se_error"):
         if column in rows:
-            frame.insert(frame.columns.get_loc("note"), column, rows[column])
+            frame.insert(len(frame.columns) - 1, column, rows[column])
     frame.attrs["level"] = level
     frame.attrs["intervals"] = (
         "Wald, symmetric on the log scale above a bound and on the log-odds scale in an interval, "

@@ -204,19 +204,19 @@ def against_exact(atoms, exact, site, slack):
     [
         pytest.param(walk, PHI, 1, Bootstrap(), id="one lag"),
         pytest.param(walk, PHI, 1, Guided(6.0), id="one lag guided", marks=pytest.mark.slow),
-        pytest.param(two_lags, LAGS, 2, Bootstrap(), id="two lags", marks=pytest.mark.slow),
-        pytest.param(two_lags, LAGS, 2, Guided(6.0), id="two lags guided"),
+        pytest.param(two_lags, LAGS, 2, Bootstrap(), id="two lags"),
+        pytest.param(two_lags, LAGS, 2, Guided(6.0), id="two lags guided", marks=pytest.mark.slow),
     ],
 )
 def test_paths_have_the_exact_moments(program, params, reach, proposal, key):
     model = ep.bind(program, series(10, holes=(3,)))
     assert body_of(model, params).reach == reach
-    settings = Settings(num_particles=512, num_paths=64, proposal=proposal)
-    out = smoothed(model, params, settings)(jax.random.split(key, 64))
+    settings = Settings(num_particles=256, num_paths=64, proposal=proposal)
+    out = smoothed(model, params, settings)(jax.random.split(key, 40))
     for site, exact in moments(model, params, 0).items():
-        against_exact(out.atoms[site], exact, site, slack=0.08)
+        against_exact(out.atoms[site], exact, site, slack=0.1)
     ratio = np.exp(np.asarray(out.log_evidence) - float(model.log_partition(params)))
-    assert abs(ratio.mean() - 1.0) < 3.5 * ratio.std() / 8
+    assert abs(ratio.mean() - 1.0) < 3.5 * ratio.std() / np.sqrt(40)
 
 
 def test_paths_go_where_evaluate_takes_them(key):

@@ -176,11 +176,9 @@ class SAEM:
         hot = memory.count <= self.burn_in
         limited = {}
         for name, value in new.items():
-            bound = getattr(model.data.transforms[name].codomain, "lower_bound", None)
-            half_line = bound is not None and not hasattr(
-                model.data.transforms[name].codomain, "upper_bound"
-            )
-            if half_line:
+            support: Any = model.data.transforms[name].codomain
+            bound = getattr(support, "lower_bound", None)
+            if bound is not None and not hasattr(support, "upper_bound"):
                 least = bound + self.annealing * (old[name] - bound)
                 value = jnp.where(hot, jnp.maximum(value, least), value)
             limited[name] = value

@@ -67,13 +67,15 @@ class Importance:
         out = model.evaluate(params)
         return atoms, log_partition(rest_factors(model, out, tables), layout(out)), state
 
-    def _group(self, model, params, index: int, key: Array, each: int, many: int):
+    def _group(
+        self, model, params, index: int, key: Array, each: int, many: int
+    ) -> tuple[Atoms, Array]:
         """Of one group of latents: draws (num_batches * each, ...), and its table (1, S)."""
         p = problem(model, params, index)
         g = near(p)
         volume = log_volume(g)
 
-        def batch(key: Array) -> tuple[Array, Array]:
+        def batch(key: Array) -> tuple[Array, Array, Array]:
             first, second = jax.random.split(key)
             noise = jax.random.normal(first, (many, *g.mode.shape), g.mode.dtype) * p.real
             noise = jnp.concatenate([noise, -noise])

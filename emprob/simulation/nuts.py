@@ -58,12 +58,12 @@ class NUTS:
         return found
 
     def draw(
-        self, model: LatentModel, params: Params, chains: list[Chains], key: Array, num: int
+        self, model: LatentModel, params: Params, state: list[Chains], key: Array, num: int
     ) -> tuple[Atoms, Array, list[Chains]]:
         """`num` draws by site, (num, ...), chain after chain; NaN; and the chains after them."""
         atoms: Atoms = {}
         after = []
-        for target, chain in zip(targets(model, params), chains, strict=True):
+        for target, chain in zip(targets(model, params), state, strict=True):
             drawn, chain = self._draw(target, chain, -(-num // self.num_chains))
             atoms |= drawn
             after.append(chain)

@@ -61,7 +61,7 @@ class ParticleGibbs:
         return jax.vmap(lambda k: init_path(model, params, k, self._settings))(keys)
 
     def draw(
-        self, model: LatentModel, params: Params, paths: Paths, key: Array, num: int
+        self, model: LatentModel, params: Params, state: Paths, key: Array, num: int
     ) -> tuple[Atoms, Array, Paths]:
         """`num` draws by site, (num, ...), chain after chain; NaN; and the paths after them."""
         each = -(-num // self.num_chains)
@@ -73,7 +73,7 @@ class ParticleGibbs:
             paths = jax.vmap(one)(keys, paths)
             return paths, {k: paths[k] for k in model.structure.continuous}
 
-        paths, _ = lax.scan(step, paths, jax.random.split(first, self.num_discarded))
+        paths, _ = lax.scan(step, state, jax.random.split(first, self.num_discarded))
         paths, drawn = lax.scan(step, paths, jax.random.split(second, each))
         atoms = {k: jnp.swapaxes(v, 0, 1).reshape(-1, *v.shape[2:]) for k, v in drawn.items()}
         return atoms, jnp.full((), jnp.nan), paths

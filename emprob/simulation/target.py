@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.core import eval_jaxpr  # pyright: ignore
 from jax.custom_batching import custom_vmap
 from numpyro.distributions import biject_to
 
@@ -171,7 +172,7 @@ def potential_of(target: Target, num_chains: int) -> Callable[[Array], Array]:
 
     @both.def_vmap
     def _(size: int, batched: list, u: Array, consts: list):
-        return tuple(jax.core.eval_jaxpr(closed.jaxpr, consts, u)), (True, True)
+        return tuple(eval_jaxpr(closed.jaxpr, consts, u)), (True, True)
 
     @jax.custom_vjp
     def potential(u: Array, consts: list) -> Array:
