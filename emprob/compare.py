@@ -14,6 +14,7 @@ from emprob import _arviz, agreement, chart, start_point
 from emprob.agreement import CONSTANT
 from emprob.bayes import RHAT_LIMIT, Bayes, constant
 from emprob.errors import ConvergenceWarning, ModelError
+from emprob.estep.unsolved import is_solved
 from emprob.labels import LabelGroup, apply_labels, find_labels
 from emprob.precision import working
 from emprob.uncertainty import (
@@ -260,6 +261,8 @@ def gaussian_khat(bayes: Bayes, model: Any, params: Mapping, report: Any) -> flo
         Below 0.7 importance weights can correct the Gaussian; NaN where there is none.
     """
     if report is None or report.boundary or not report.identified:
+        return float("nan")
+    if set(bayes.model.params) != set(model.params) and not is_solved(model):
         return float("nan")
     covariance = unconstrained_covariance(model, params, report)
     try:

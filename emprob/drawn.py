@@ -60,6 +60,13 @@ class DrawnPosterior(Mapping[str, Any]):
         rows = self._rows(key, num)
         return {k: v[rows] for k, v in self.draws.items()}
 
+    def joint(self, key: Any, num: int) -> dict[str, np.ndarray]:
+        """Draws of all latents together, (num, ...), the discrete ones given the others."""
+        first, second = jax.random.split(as_key(key))
+        rows = self._rows(first, num)
+        drawn = {k: v[rows] for k, v in self.draws.items()}
+        return drawn | {k: self[k].values[i] for k, i in self._indices(rows, second).items()}
+
     def _rows(self, key: Any, num: int) -> np.ndarray:
         count = len(next(iter(self.draws.values())))
         return np.asarray(jax.random.randint(as_key(key), (num,), 0, count))
@@ -83,8 +90,10 @@ class DrawnPosterior(Mapping[str, Any]):
     def sample_indices(self, key: Any, num: int) -> dict[str, np.ndarray]:
         """Draws of the discrete latents, each at a draw of the others."""
         first, second = jax.random.split(as_key(key))
-        keys = jax.random.split(second, num)
-        rows = self._rows(first, num)
+        return self._indices(self._rows(first, num), second)
+
+    def _indices(self, rows: np.ndarray, key: Any) -> dict[str, np.ndarray]:
+        keys = jax.random.split(key, len(rows))
         found = [self._given(r).sample_indices(k, 1) for r, k in zip(rows, keys, strict=True)]
         return {k: np.concatenate([f[k] for f in found]) for k in found[0]}
 

@@ -14,7 +14,7 @@ from emprob.loop import GO, NON_FINITE, OUT, STALLED, advance, begin, init
 from emprob.precision import to_numpy
 from emprob.progress import Progress
 from emprob.runs import CAPACITY, SLOW, Run, Session, Start
-from emprob.settle import SimulationReport, final_draws, settle
+from emprob.settle import SimulationReport, evidence_of, final_draws, settle
 from emprob.types import Info, SimulatedEStep, Status
 
 
@@ -98,8 +98,8 @@ def finished(session: Session, method: EM, run: Run, memory: Any, key: Any) -> t
         return run, None, None
     settled = session.clock.run(lambda: settle(model, estep, run.params, memory, key))
     params = settled.params
-    found = estep.log_evidence(model, params, memory, key)
     draws = final_draws(model, estep, params, memory)
+    found = evidence_of(model, estep, params, memory, draws, key)
     for alarm in estep.alarms(model, params, memory):
         warnings.warn(DegeneracyWarning(alarm), stacklevel=4)
     log_prior = float(_log_prior(model, {k: jnp.asarray(v) for k, v in params.items()}))

@@ -187,7 +187,7 @@ class Fit:
 
         Parameters from the Gaussian approximation at the optimum, made in unconstrained space and
         mapped back, so that they stay inside their supports; latents from their exact posterior at
-        each draw. What is at a boundary or not determined keeps its estimate.
+        each draw (after an E-step by simulation: its draws at the estimate). What is at a boundary or not determined keeps its estimate.
 
         Args:
             key: an int or a JAX key. The same key gives the same numbers.
@@ -199,6 +199,8 @@ class Fit:
         model, key = self._bound("sample"), as_key(key)
         first, second = jax.random.split(key)
         draws = self._draw_params(first, n)
+        if self.simulated is not None:
+            return draws | self.posterior.joint(second, n)
         if model.latents:
             discrete = [k for k in model.latents if k not in model.structure.continuous]
             values = {k: self.posterior[k].values for k in discrete}

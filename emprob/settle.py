@@ -29,11 +29,13 @@ from emprob.curvature import (
     jackknife,
     unflatten,
 )
+from emprob.estep.unsolved import is_solved
 from emprob.importance import corrected
 from emprob.louis import batch_moments_at, louis
 from emprob.model import LatentModel
 from emprob.precision import to_numpy
-from emprob.simulation.pathwise import has_modes, pathwise
+from emprob.simulation.fitted import fitted_evidence
+from emprob.simulation.pathwise import pathwise
 from emprob.types import Params, SimulatedEStep
 
 MAX_NEWTON = 12
@@ -108,7 +110,7 @@ def settle(model: LatentModel, estep: Any, params: Mapping[str, Any], memory: An
         memory: of the E-step.
         key: of the simulated likelihood.
     """
-    if estep.unbiased and has_modes(model) and evidence(model, params, key, ENOUGH).khat < GOOD_K:
+    if estep.unbiased and is_solved(model) and evidence(model, params, key, ENOUGH).khat < GOOD_K:
         text = f"the simulated likelihood, {32 * PER_BATCH} draws around the mode"
         look = lambda at: pathwise(model, at, key, PER_BATCH)[0]  # noqa: E731
         found = climbed(model, params, look, text)
@@ -185,7 +187,7 @@ def moved(model: LatentModel, params: Mapping[str, Any], step: np.ndarray) -> di
 
 def evidence(model: LatentModel, params: Mapping[str, Any], key: Any, num: int) -> Evidence:
     """log Z by importance sampling from the Gaussian around the mode, where there is one."""
-    if not has_modes(model):
+    if not is_solved(model):
         return NONE
     found = corrected(model, {k: jnp.asarray(v) for k, v in params.items()}, key, num)
     return Evidence(found.value, found.error, found.khat, f"importance sampling, {num} draws")
@@ -195,3 +197,14 @@ def final_draws(model: LatentModel, estep: Any, params: Mapping, memory: Any) ->
     """Draws of the latents at the estimate, by site (A, ...)."""
     arrays = {k: jnp.asarray(v) for k, v in params.items()}
     return to_numpy(sample(model, estep, arrays, memory)[0])
+
+
+def evidence_of(
+    model: LatentModel, estep: Any, params: Mapping, memory: Any, draws: Mapping, key: Any
+) -> Evidence:
+    """log Z as the E-step estimates it, or from a Gaussian fitted to its draws."""
+    found = estep.log_evidence(model, params, memory, key)
+    if np.isfinite(found.value):
+        return found
+    fitted = fitted_evidence(model, params, draws, key)
+    return found if fitted is None else Evidence(*fitted, "importance sampling around the draws")

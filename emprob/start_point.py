@@ -16,8 +16,10 @@ from numpyro.distributions.transforms import IdentityTransform, IndependentTrans
 
 from emprob.chart import coordinate_labels
 from emprob.errors import ModelError, nearest
+from emprob.estep.unsolved import is_solved
 from emprob.posterior import marginals
 from emprob.space import LogRatioTransform
+from emprob.uncertainty import unconstrained_covariance
 
 NEAREST = 1e-4  # how close to a corner of a simplex or an end of an interval a chain starts
 WIDEST = 3.0  # standard deviation, at most, on the log or logit scale
@@ -117,6 +119,14 @@ def prepare(model: Any, key: Array, init: Any, num_chains: int, integrated: Any 
     if init is None:
         return _uninformed(model, key, num_chains)
     inside = model if integrated is None else integrated
+    if getattr(init, "simulated", None) is not None and inside.params != model.params:
+        return _from_draws(model, inside, key, init, num_chains)
+    if not is_solved(inside) and not set(model.params) <= set(dict(init)):
+        names = [n for n in model.params if n not in inside.params]
+        raise ModelError(
+            f"init: there is no integral over the latents {', '.join(map(repr, names))}, so no "
+            "place for them to begin. Pass a fit by an E-step by simulation, or no init."
+        )
     params = given(model, init, inside)
     if inside.params != model.params:  # a mean of latents is no mode: no curvature to judge by
         return _wide(model, inside, key, params, num_chains)
@@ -191,9 +201,31 @@ def _wide(model: Any, integrated: Any, key: Array, params: dict, num_chains: int
     """
     first, second = jax.random.split(key)
     own = _informed(integrated, first, {n: params[n] for n in integrated.params}, num_chains)
-    posterior = marginals(integrated, own.params)
+    return _joined(model, integrated, own, marginals(integrated, own.params), second, params)
+
+
+def _from_draws(model: Any, integrated: Any, key: Array, fit: Any, num_chains: int) -> Start:
+    """The same, of a fit by simulation: its Gaussian approximation, its draws of the latents."""
+    first, second = jax.random.split(key)
+    centre = ravel(integrated, integrated.unconstrain(fit.params))
+    covariance = unconstrained_covariance(fit.model, fit.params, fit.uncertainty)
+    root = np.linalg.cholesky(covariance + 1e-12 * np.eye(len(covariance)))
+    noise = np.asarray(jax.random.normal(first, (num_chains, len(root))))
+    chains = centre + jnp.asarray(noise @ root.T)
+    own = Start(dict(fit.params), chains, jnp.asarray(covariance), True)
+    latents = [n for n in model.params if n not in fit.params]
+    params = {**fit.params, **{n: fit.posterior[n].mean for n in latents}}
+    params = {n: np.asarray(params[n], float) for n in model.params}
+    return _joined(model, integrated, own, fit.posterior, second, params)
+
+
+def _joined(
+    model: Any, integrated: Any, own: Start, posterior: Any, key: Array, params: dict
+) -> Start:
+    """Starts of the parameters, and latents that go with them."""
+    num_chains = len(own.chains)
     u = _centre(model, params)
-    draws = posterior.draw(second, num_chains)
+    draws = posterior.draw(key, num_chains)
     draws = {n: jnp.asarray(_interior(draws[n], model.data.transforms[n])) for n in draws}
     moved = jax.vmap(lambda row: unravel(integrated, row))(own.chains)
     moved |= jax.vmap(lambda values: latent_coordinates(model, values))(draws)

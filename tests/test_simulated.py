@@ -277,7 +277,7 @@ def test_stated_monte_carlo_errors_cover_the_optimum(name, exact_fit, monkeypatc
     want = exact_fit.summary()["estimate"]
     method = ep.EM(ESTEPS[name])
     # by Louis' identity, although the simulated likelihood would be without noise here
-    monkeypatch.setattr(settle, "has_modes", lambda model: False)
+    monkeypatch.setattr(settle, "is_solved", lambda model: False)
     found = []
     for key in range(20):
         table = ep.fit(model, method, progress=False, key=key).summary()

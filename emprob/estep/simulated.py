@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from jax import Array
 from scipy.special import ndtri
 
+from emprob.estep.unsolved import is_solved
 from emprob.model import LatentModel
 from emprob.particle.proposal import Bootstrap
 from emprob.settle import ENOUGH, Evidence, evidence
 from emprob.simulation.draws import mean_and_error, plain, posterior_at
-from emprob.simulation.pathwise import has_modes
 from emprob.types import Atoms, Capabilities, Params, Posterior
 
 GROWTH = 8  # of the number of draws, when noise hides the gain: few sizes are compiled
@@ -97,7 +97,7 @@ class Simulated(ABC):
         return posterior_at(model, params, atoms, shares, value), memory
 
     def log_evidence(self, model: LatentModel, params: Params, memory: Any, key: Array) -> Evidence:
-        if has_modes(model) or not model.structure.timed:
+        if is_solved(model) or not model.structure.timed:
             return evidence(model, params, key, ENOUGH)
         from emprob.estep.particle import Particle  # a particle filter for any scan
 

@@ -27,3 +27,8 @@ class Unsolved:
         raise ModelError(f"{self.why}. {self.remedy}")
 
     applied = around = log_integral = solve = draw = _refuse
+
+
+def is_solved(model: Any) -> bool:
+    """Whether every group of continuous latents has an integral, exact or around its mode."""
+    return not any(isinstance(i.rule, Unsolved) for i in model.structure.integrals)

@@ -29,7 +29,6 @@ from emprob.curvature import (
     unflatten,
 )
 from emprob.estep.conjugate import Conjugate
-from emprob.estep.unsolved import Unsolved
 from emprob.integral import quadrature
 from emprob.integral.expectation import Problem, problem, rest_factors
 from emprob.model import LatentModel, layout
@@ -37,11 +36,6 @@ from emprob.partition import gaussian_chain
 from emprob.partition.plates import log_partition
 
 BATCHES = 16
-
-
-def has_modes(model: LatentModel) -> bool:
-    """Whether every group of latents has a Gaussian around its mode, or is integrated exactly."""
-    return not any(isinstance(g.rule, Unsolved) for g in model.structure.integrals)
 
 
 def log_weights(p: Problem, noise: Array) -> Array:
@@ -130,7 +124,7 @@ def pathwise(
     """The observed information at `params` from the simulated likelihood, and log Z.
 
     Args:
-        model: with plain integrals, see `has_modes`.
+        model: with plain integrals, every integral solved.
         params: by site, constrained.
         key: of the random numbers.
         num: draws in each of 16 batches, each with its mirror image.

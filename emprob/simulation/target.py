@@ -53,7 +53,7 @@ def targets(model: LatentModel, params: Params) -> list[Target]:
     """
     groups = model.structure.integrals
     if any(isinstance(g.rule, Unsolved) or g.branches for g in groups):
-        return [_joint(model, params)]
+        return [joint_target(model, params)]
     found = []
     for i, g in enumerate(groups):
         if isinstance(g.rule, Conjugate):
@@ -93,7 +93,7 @@ def _unused(g: Near, e: Array) -> Array:
     return (rest * e**2).sum(-1)
 
 
-def _joint(model: LatentModel, params: Params) -> Target:
+def joint_target(model: LatentModel, params: Params) -> Target:
     """All latents as one lane, the discrete ones summed out."""
     groups, data = model.structure.integrals, model.data.integrals
     params = jax.lax.stop_gradient(dict(params))
