@@ -7,7 +7,7 @@ leave on the earlier ones (the lookahead: what the later data say of the state).
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -164,50 +164,59 @@ def _expanded(f: Callable[[Array], Array], shape: tuple[int, int, int]) -> tuple
     return -hessian, by_series(slope)
 
 
+def _at(xs: Any, t: int) -> Any:
+    return jax.tree.map(lambda v: v[t], xs)
+
+
 def _factors(
     body: Body, first: Array, path: Array, outside: Coordinates, inside: Coordinates, reach: int
 ) -> tuple[Array, Array]:
     """The quadratic of every step around the mode, (T, S, K, K) and (T, S, K)."""
     shape = (reach + 1, first.shape[0], first.shape[1])
-    start = body.entry.weigh((), (), outside.unpack(first)).carry
 
-    def last(carry: object, x: object, u: Array) -> Array:
-        found = body.step.weigh(carry, x, inside.unpack(u))
+    def along(carry: Any, xs: Any, path: Array, moves: Array) -> Array:
+        """Log-density of the last of a few steps, from a carry."""
+        last = len(path) - 1
+        for j in range(last):
+            latents = inside.unpack(path[j] + moves[j])
+            carry = body.step.weigh(carry, _at(xs, j), latents).carry
+        u = path[last] + moves[last]
+        found = body.step.weigh(carry, _at(xs, last), inside.unpack(u))
         return found.own + found.observed + inside.log_jacobian(u)
 
     def early(s: int) -> tuple[Array, Array]:
         """A step whose window reaches the entry."""
 
         def f(w: Array) -> Array:
-            u = first + w[reach - s - 1]
-            carry = body.entry.weigh((), (), outside.unpack(u)).carry
-            for j in range(s):
-                x, u = jax.tree.map(lambda v: v[j], body.xs), path[j] + w[reach - s + j]  # noqa: B023
-                carry = body.step.weigh(carry, x, inside.unpack(u)).carry
-            return last(carry, jax.tree.map(lambda v: v[s], body.xs), path[s] + w[reach])
+            latents = outside.unpack(first + w[reach - s - 1])
+            carry = body.entry.weigh((), (), latents).carry
+            return along(carry, body.xs, path[: s + 1], w[reach - s :])
 
         return _expanded(f, shape)
 
-    def late(carry: object, xs: object, u: Array) -> tuple[Array, Array]:
-        def f(w: Array) -> Array:
-            state = carry
-            for j in range(reach):
-                x = jax.tree.map(lambda v: v[j], xs)  # noqa: B023
-                state = body.step.weigh(state, x, inside.unpack(u[j] + w[j])).carry
-            return last(state, jax.tree.map(lambda v: v[reach], xs), u[reach] + w[reach])
+    def late(carry: Any, xs: Any, path: Array) -> tuple[Array, Array]:
+        return _expanded(lambda w: along(carry, xs, path, w), shape)
 
-        return _expanded(f, shape)
-
-    few = min(reach, body.length)
-    parts = [tuple(x[None] for x in early(s)) for s in range(few)]
+    parts = [early(s) for s in range(min(reach, body.length))]
+    parts = [tuple(x[None] for x in part) for part in parts]
     if body.length > reach:
-        _, carries = lax.scan(
-            lambda c, z: (body.step.weigh(c, z[0], inside.unpack(z[1])).carry, c),
-            start, (body.xs, path),
-        )  # fmt: skip
-        index = jnp.arange(body.length - reach)[:, None] + jnp.arange(reach + 1)
-        windows = jax.tree.map(lambda v: v[index], (body.xs, path))
-        carries = jax.tree.map(lambda v: v[: body.length - reach], carries)
-        parts.append(jax.vmap(late)(carries, *windows))
+        start = body.entry.weigh((), (), outside.unpack(first)).carry
+        parts.append(jax.vmap(late)(*_windows(body, start, path, inside, reach)))
     precision, linear = (jnp.concatenate(x) for x in zip(*parts, strict=True))
     return precision, linear
+
+
+def _windows(
+    body: Body, start: Any, path: Array, inside: Coordinates, reach: int
+) -> tuple[Any, Any, Array]:
+    """For every step from L on: the carry L steps before at the mode, inputs and path since."""
+
+    def step(carry: Any, inputs: tuple) -> tuple[Any, Any]:
+        x, u = inputs
+        return body.step.weigh(carry, x, inside.unpack(u)).carry, carry
+
+    count = body.length - reach
+    _, carries = lax.scan(step, start, (body.xs, path))
+    index = jnp.arange(count)[:, None] + jnp.arange(reach + 1)
+    xs, paths = jax.tree.map(lambda v: v[index], (body.xs, path))
+    return jax.tree.map(lambda v: v[:count], carries), xs, paths
