@@ -187,7 +187,8 @@ class Fit:
 
         Parameters from the Gaussian approximation at the optimum, made in unconstrained space and
         mapped back, so that they stay inside their supports; latents from their exact posterior at
-        each draw (after an E-step by simulation: its draws at the estimate). What is at a boundary or not determined keeps its estimate.
+        each draw (after an E-step by simulation: its draws at the estimate). What is at a boundary
+        or not determined keeps its estimate.
 
         Args:
             key: an int or a JAX key. The same key gives the same numbers.
