@@ -13,7 +13,7 @@ from emprob.estep.simulated import Simulated
 from emprob.keys import as_key
 from emprob.model import LatentModel
 from emprob.particle.alarm import alarms
-from emprob.particle.guided import Guided
+from emprob.particle.guided import Automatic
 from emprob.particle.paths import Paths, smooth
 from emprob.particle.proposal import Proposal
 from emprob.particle.settings import Settings
@@ -39,7 +39,8 @@ class Particle(Simulated):
 
     Attributes:
         proposal: `ep.Guided()` looks ahead through a Gaussian around the mode, and needs smooth
-            densities of continuous latents; `ep.Bootstrap()` needs nothing.
+            densities of continuous latents; `ep.Bootstrap()` needs nothing. The default takes the
+            first where it applies.
         num_particles: of each filter.
         num_filters: independent filters.
         num_draws, max_draws, final_draws: paths through all of them, see `ep.MonteCarlo`.
@@ -50,7 +51,7 @@ class Particle(Simulated):
     Source: Godsill, Doucet and West (2004), JASA 99, for the paths.
     """
 
-    proposal: Proposal = field(default_factory=Guided)
+    proposal: Proposal = field(default_factory=Automatic)
     num_particles: int = 128
     num_filters: int = 16
     num_draws: int = 128

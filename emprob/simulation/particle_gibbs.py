@@ -9,7 +9,7 @@ from jax import Array, lax
 from emprob.keys import as_key
 from emprob.model import LatentModel
 from emprob.particle.gibbs import init_path, sweep
-from emprob.particle.guided import Guided
+from emprob.particle.guided import Automatic
 from emprob.particle.proposal import Proposal
 from emprob.particle.settings import Settings
 from emprob.types import Atoms, Params
@@ -25,7 +25,7 @@ class ParticleGibbs:
     ancestors are drawn anew at every step.
 
     Attributes:
-        proposal: `ep.Guided()` or `ep.Bootstrap()`.
+        proposal: `ep.Guided()` or `ep.Bootstrap()`; by default the first where it applies.
         num_particles: of each filter.
         num_chains: independent chains; their means tell the Monte Carlo error.
         num_discarded: sweeps at the start of each E-step.
@@ -34,7 +34,7 @@ class ParticleGibbs:
     Source: Lindsten, Jordan and Schon (2014), JMLR 15.
     """
 
-    proposal: Proposal = field(default_factory=Guided)
+    proposal: Proposal = field(default_factory=Automatic)
     num_particles: int = 16
     num_chains: int = 16
     num_discarded: int = 1
