@@ -1,13 +1,17 @@
 """The state-space gallery: every program on data drawn from it, every data set, every `main`."""
 
 import jax
+import jax.numpy as jnp
 import matplotlib
 import numpy as np
 import pytest
+from numpyro.infer.util import log_density
+from scipy import stats
 
 import emprob as ep
 from emprob.models import (
     dynamic_factor,
+    heston_returns,
     linear_gaussian,
     local_level,
     stochastic_volatility,
@@ -84,6 +88,131 @@ def test_stochastic_volatility_recovers_the_truth():
     assert_covered(found.posterior["h"], h)
 
 
+@pytest.mark.slow
+def test_leverage_recovers_the_truth():
+    truth = stochastic_volatility.LEVERAGE_TRUTH
+    r, h = stochastic_volatility.simulate(4, 1500, missing=0.05, truth=truth)
+    found = run(stochastic_volatility.leverage, r)
+    assert_recovered(found, truth, ("mu", "stay", "sigma", "rho"))
+    later = found.posterior["h"]
+    inside = np.abs(later.mean[:-1] - h[1:]) < 1.96 * later.sd[:-1]
+    assert 0.88 < inside.mean() <= 0.995
+
+
+@pytest.mark.slow
+def test_heavy_tails_recover_the_truth():
+    truth = stochastic_volatility.HEAVY_TRUTH
+    r, h = stochastic_volatility.simulate(5, 1500, missing=0.05, truth=truth)
+    found = run(stochastic_volatility.heavy_tails, r)
+    assert found.converged, found.message
+    table = found.summary()
+    for site in ("mu", "stay", "sigma"):
+        assert abs(table.loc[site, "estimate"] - truth[site]) < FOUR * table.loc[site, "se"]
+    # the error of degrees of freedom is one of their logarithm
+    gap = np.log(table.loc["df", "estimate"] / truth["df"])
+    assert abs(gap) < FOUR * table.loc["df", "se"] / table.loc["df", "estimate"]
+    assert_covered(found.posterior["h"], h)
+
+
+@pytest.mark.slow
+def test_heston_recovers_the_diffusion_it_was_drawn_from():
+    r, v = heston_returns.simulate(6, 2000)
+    model = ep.bind(heston_returns.heston, r, prior=False)
+    found = ep.fit(model, key=1, init=heston_returns.start(r), progress=False)
+    assert_recovered(found, heston_returns.TRUTH, ("drift", "theta", "kappa", "xi", "rho"))
+    assert_covered(found.posterior["h"], np.log(v))
+
+
+@pytest.mark.slow
+def test_heston_by_particles_is_near_laplace():
+    r, _ = heston_returns.simulate(6, 500)
+    model = ep.bind(heston_returns.heston, r)
+    laplace = ep.fit(model, key=1, init=heston_returns.start(r), progress=False)
+    found = ep.fit(model, ep.EM(ep.Particle()), key=1, init=laplace.params, progress=False)
+    table = heston_returns.side_by_side(laplace, found)
+    truth = [float(heston_returns.TRUTH[k]) for k in table.index[:5]]
+    gap = (table["Particle"].iloc[:5] - truth) / table["se by particles"].iloc[:5]
+    assert (gap.abs() < FOUR).all(), table
+    assert (table["gap / se"].abs() < 1).all(), table
+    exact = heston_returns.log_likelihood_by_grid(r, found.params)
+    assert abs(found.log_likelihood - exact) < FOUR * found.simulated.error + 0.01
+    assert laplace.log_likelihood == pytest.approx(exact, abs=2.0)
+
+
+# -- densities that can be written another way --------------------------------------------------
+
+
+def test_leverage_is_that_of_the_next_day():
+    """Omori et al. (2007): tomorrow's log-variance given today's return."""
+    p, rng = stochastic_volatility.LEVERAGE_TRUTH, np.random.default_rng(0)
+    h, r = jnp.asarray(rng.normal(size=7)), jnp.asarray(rng.normal(size=6))
+    latents = {"first": h[0], "h": h[1:]}
+    found, _ = log_density(stochastic_volatility.leverage, (r,), {}, {**p, **latents})
+    nothing = {k: v for k, v in p.items() if k != "rho"}
+    plain, _ = log_density(
+        stochastic_volatility.stochastic_volatility, (r,), {},
+        {**nothing, "h0": h[0], "h": h[1:]},
+    )  # fmt: skip
+    h, r = np.asarray(h), np.asarray(r)
+    phi, sd = 2 * p["stay"] - 1, np.exp(h / 2)
+    ahead = p["mu"] + phi * (h[:-1] - p["mu"])
+    steps = stats.norm.logpdf(h[1:], ahead, p["sigma"]).sum()
+    plain = plain - stats.norm.logpdf(r, 0, sd[1:]).sum() - steps  # the priors and the start
+    law = stats.norm.logpdf(r, 0, sd[:-1]).sum()
+    tilted = ahead + p["rho"] * p["sigma"] * r / sd[:-1]
+    law += stats.norm.logpdf(h[1:], tilted, p["sigma"] * np.sqrt(1 - p["rho"] ** 2)).sum()
+    expected = float(plain + law + np.log(0.5))
+    assert float(found) == pytest.approx(expected, abs=1e-9)
+
+
+def test_heston_has_the_moments_of_the_square_root_diffusion():
+    p, v = heston_returns.TRUTH, np.array([0.05, 0.4, 1.0, 3.0, 12.0])
+    theta, kappa, xi = (float(p[k]) for k in ("theta", "kappa", "xi"))
+    scale = xi**2 * -np.expm1(-kappa) / (4 * kappa)
+    exact = stats.ncx2(4 * kappa * theta / xi**2, v * np.exp(-kappa) / scale, scale=scale)
+    mean = theta + (v - theta) * np.exp(-kappa)
+    variance = np.asarray(heston_returns._variance_of_variance(v, theta, kappa, xi))
+    np.testing.assert_allclose(mean, exact.mean(), rtol=1e-10)
+    np.testing.assert_allclose(variance, exact.var(), rtol=1e-10)
+    law = heston_returns._log_law(mean, variance)
+    lognormal = stats.lognorm(np.asarray(law.scale), scale=np.exp(np.asarray(law.loc)))
+    np.testing.assert_allclose(lognormal.mean(), exact.mean(), rtol=1e-10)
+    np.testing.assert_allclose(lognormal.var(), exact.var(), rtol=1e-10)
+
+
+def test_grid_for_heston_integrates_its_program():
+    p = heston_returns.TRUTH
+    h = np.linspace(-7.0, 4.0, 281)
+    first, later = (jnp.asarray(x.ravel()) for x in np.meshgrid(h, h))
+
+    def log_evidence(r):
+        def density(a, b):
+            latents = {"first": a, "h": b[None]}
+            return log_density(heston_returns.heston, (jnp.array([r]),), {}, {**p, **latents})[0]
+
+        return float(jax.nn.logsumexp(jax.vmap(density)(first, later)))
+
+    grid = [heston_returns.log_likelihood_by_grid([r], p) for r in (1.0, -2.5)]
+    found = log_evidence(1.0) - log_evidence(-2.5)  # the priors cancel
+    assert grid[0] - grid[1] == pytest.approx(found, abs=1e-6)
+
+
+def test_heston_draws_take_steps_of_the_diffusion():
+    r, v = heston_returns.simulate(1, 4000, per_day=20)
+    p = {k: float(x) for k, x in heston_returns.TRUTH.items()}
+    before, after, r = v[:-1], v[1:], r[1:]
+    mean = p["theta"] + (before - p["theta"]) * np.exp(-p["kappa"])
+    law = heston_returns._variance_of_variance(before, p["theta"], p["kappa"], p["xi"])
+    u = (after - mean) / np.sqrt(np.asarray(law))
+    middle = (before + after) / 2
+    e = (r - p["drift"] + middle / 200) / np.sqrt(middle)
+    count = len(u)
+    for x in (u, e):
+        assert abs(x.mean()) < FOUR / np.sqrt(count)
+        assert abs((x**2).mean() - 1) < FOUR * np.std(x**2) / np.sqrt(count)
+    assert abs((u * e).mean() - p["rho"]) < FOUR * np.std(u * e) / np.sqrt(count)
+
+
 # -- the same program elsewhere -----------------------------------------------------------------
 
 
@@ -99,6 +228,9 @@ def test_stochastic_volatility_recovers_the_truth():
             (term_structure.simulate(1, 8)[0], np.array(term_structure.MATURITIES, float)),
         ),
         (stochastic_volatility.stochastic_volatility, (stochastic_volatility.simulate(1, 8)[0],)),
+        (stochastic_volatility.leverage, (stochastic_volatility.simulate(1, 8)[0],)),
+        (stochastic_volatility.heavy_tails, (stochastic_volatility.simulate(1, 8)[0],)),
+        (heston_returns.heston, (heston_returns.simulate(1, 8)[0],)),
     ],
     ids=lambda x: getattr(x, "__name__", ""),
 )
@@ -158,18 +290,22 @@ MAINS = {
     "linear_gaussian": linear_gaussian.main,
     "term_structure": term_structure.main,
     "stochastic_volatility": stochastic_volatility.main,
+    "heston_returns": heston_returns.main,
 }
+RETURNS = ("stochastic_volatility", "heston_returns")
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::emprob.ConvergenceWarning")  # forty draws are not a posterior
+@pytest.mark.filterwarnings("ignore::emprob.DegeneracyWarning")  # nor is a filter of 32 particles
 @pytest.mark.parametrize("name", MAINS)
 def test_main_fits_compares_draws_and_says_where(name, tmp_path, capsys):
-    pytest.importorskip("arch" if name == "stochastic_volatility" else "statsmodels")
+    pytest.importorskip("arch" if name in RETURNS else "statsmodels")
     MAINS[name](["--quick", "--no-progress", "--out", str(tmp_path)])
     text = capsys.readouterr().out
     for phrase in ("handled by", "converged", "EM beside NUTS", "estimate", "overlap"):
         assert phrase in text, phrase
+    assert name not in RETURNS or "Particle" in text
     image, draws = tmp_path / f"{name}.png", tmp_path / f"{name}.nc"
     assert str(image) in text and str(draws) in text
     assert matplotlib.image.imread(image).std() > 0.05
