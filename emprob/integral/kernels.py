@@ -6,7 +6,7 @@ knows which likelihood goes with which prior.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -38,7 +38,7 @@ class Kernel:
     atoms: Callable[[int], np.ndarray]
     draw: Callable[[Array, Array], Array]
     scaled: bool
-    support: Any
+    support: Any = field(hash=False)  # constraints compare, but have no hash
 
 
 def _inside(ok: Array, value: Array) -> Array:
