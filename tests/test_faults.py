@@ -740,7 +740,15 @@ def test_60_keys(good):
             ep.fit(good[0], ep.EM(), key=bad)
 
 
-def test_61_interrupted(monkeypatch):
+@pytest.fixture
+def keyboard():
+    """Ctrl-C as in a terminal: a shell's background job has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_61_interrupted(monkeypatch, keyboard):
     def stop(step, told):
         signal.raise_signal(signal.SIGINT)
 
