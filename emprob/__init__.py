@@ -21,6 +21,7 @@ from emprob.estep.conjugate import Conjugate
 from emprob.estep.enumerate import Enumerate
 from emprob.estep.fixed_key import FixedKey
 from emprob.estep.gaussian import Gaussian
+from emprob.estep.grid import Grid
 from emprob.estep.laplace import Laplace
 from emprob.estep.montecarlo import MonteCarlo
 from emprob.estep.particle import Particle
@@ -81,6 +82,7 @@ __all__ = [
     "Conjugate",
     "Enumerate",
     "Gaussian",
+    "Grid",
     "Laplace",
     "Fit",
     "FitError",

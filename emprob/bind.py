@@ -64,6 +64,7 @@ class Notes:
     static: Evaluation
     atoms: dict[str, np.ndarray]
     observed: dict[str, np.ndarray] = field(default_factory=dict)
+    survey: Any = None
 
 
 def bind(
@@ -100,12 +101,33 @@ def bind(
         roles = _roles(program, args, kwargs, found, latents)
         fixed_values = _fixed(fixed, roles, found)
         model = _assemble(program, args, kwargs, found, roles, fixed_values, missing, prior)
-        model, out_shapes = _check_shapes(model)
-        model = _probe(model, out_shapes, found)
-        points = [random_params(model, seed) for seed in (1, 2)]
-        model = with_separable(with_integrals(model, points, found.sites), points[0])
-        statics = _statics(model, found)
-        return replace(model, notes=Same(_notes(model, statics, found, coords, missing)))
+        return _with_structure(model, found, coords, missing)
+
+
+def _with_structure(model: LatentModel, found: Survey, coords, missing) -> LatentModel:
+    """An assembled model with everything that is found by evaluating it."""
+    model, out_shapes = _check_shapes(model)
+    model = _probe(model, out_shapes, found)
+    points = [random_params(model, seed) for seed in (1, 2)]
+    model = with_separable(with_integrals(model, points, found.sites), points[0])
+    statics = _statics(model, found)
+    return replace(model, notes=Same(_notes(model, statics, found, coords, missing)))
+
+
+def on_nodes(model: LatentModel, nodes: Mapping[str, Array]) -> LatentModel:
+    """The same program and data with some continuous latents summed over nodes, by site (K,)."""
+    s, notes = model.structure, model.notes.value
+    roles = {n: "grid" if n in nodes else r for n, r in s.roles}
+    leaves = tuple(np.asarray(x) for x in model.data.leaves)
+    args, kwargs = arguments(s.treedef, s.static, leaves)
+    fixed = {k: np.asarray(v) for k, v in model.data.fixed.items()}
+    with jax.enable_x64(True):
+        fresh = _assemble(
+            s.program, args, kwargs, notes.survey, roles, fixed, notes.missing, s.with_prior
+        )
+        held = {**fresh.data.held, **{k: jnp.asarray(v, float) for k, v in nodes.items()}}
+        fresh = replace(fresh, data=replace(fresh.data, held=held))
+        return _with_structure(fresh, notes.survey, notes.coords, notes.missing)
 
 
 def _held(roles: Mapping[str, str], found: Survey) -> dict[str, Array]:
@@ -351,6 +373,7 @@ def _notes(model, statics, found: Survey, coords, missing) -> Notes:
         static=statics,
         atoms=_atoms(model, found),
         observed=observed,
+        survey=found,
     )
 
 
@@ -368,10 +391,12 @@ def _count(model, found: Survey, missing) -> int:
 
 
 def _atoms(model: LatentModel, found: Survey) -> dict[str, np.ndarray]:
-    """The values that each discrete latent takes."""
+    """The values that each discrete latent takes, and the nodes of those on a grid."""
+    nodes = {n: np.asarray(model.data.held[n]) for n in model.structure.on_grid}
     sites = {n: found.sites[n] for n in model.latents}
     bases = {n: s.fn.base for n, s in sites.items() if s.fn is not None and s.discrete}
-    return {n: np.asarray(b.enumerate_support(expand=False)).ravel() for n, b in bases.items()}
+    values = {n: np.asarray(b.enumerate_support(expand=False)).ravel() for n, b in bases.items()}
+    return {**nodes, **values}
 
 
 def _statics(model: LatentModel, found: Survey) -> tuple[Evaluation, tuple[str, ...]]:

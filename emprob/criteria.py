@@ -93,7 +93,7 @@ def posterior_entropy(model: Any, params: Mapping[str, Any]) -> float:
     Raises:
         ModelError: all latents are continuous: a differential entropy depends on their units.
     """
-    continuous = model.structure.continuous
+    continuous = (*model.structure.continuous, *model.structure.on_grid)
     if continuous and set(model.latents) == set(continuous):
         names = ", ".join(map(repr, continuous))
         raise ModelError(

@@ -18,6 +18,7 @@ import scipy.linalg
 from jax import Array, lax
 
 from emprob import chart
+from emprob.model import factors
 
 MAX_COORDINATES = 2000
 MAX_BATCH_CELLS = 4_000_000  # columns of the Hessian that are formed together: memory
@@ -239,8 +240,13 @@ def _curvature(model: Any, coordinates: Mapping[str, Array], batch: int) -> _Cur
 
 
 @jax.jit
-def _falls(model: Any, coordinates: Mapping[str, Array], at: _Curvature, step: Array) -> Array:
-    """How far the objective stays below its tangent a step up and down each coordinate, (2, F)."""
+def _falls(
+    model: Any, coordinates: Mapping[str, Array], at: _Curvature, step: Array, asked: Array
+) -> Array:
+    """How far the objective stays below its tangent a step up and down each coordinate, (2, F).
+
+    Zero where it is not asked for (F,).
+    """
     point = flatten(model, coordinates)
     value, score = jnp.asarray(at.value), jnp.asarray(at.score)
 
@@ -250,7 +256,12 @@ def _falls(model: Any, coordinates: Mapping[str, Array], at: _Curvature, step: A
 
     moves = jnp.concatenate([step, -step])
     basis = jnp.tile(jnp.eye(point.size), (2, 1))
-    return lax.map(lambda x: fall(*x), (basis, moves)).reshape(2, -1)
+
+    def fall_if(x: tuple[Array, Array, Array]) -> Array:
+        e, move, wanted = x
+        return lax.cond(wanted, lambda: fall(e, move), lambda: jnp.zeros_like(value))
+
+    return lax.map(fall_if, (basis, moves, jnp.tile(asked, 2))).reshape(2, -1)
 
 
 @jax.jit
@@ -276,7 +287,7 @@ def _batch(model: Any, params: Mapping[str, Array], size: int) -> int:
 @lru_cache(maxsize=16)
 def _cells(treedef: Any, shapes: tuple) -> int:
     """Number of cells of a model's tables; the program is traced once per model and shape."""
-    out = jax.eval_shape(lambda m, p: [t.natural for t in m.evaluate(p).terms.values()],
+    out = jax.eval_shape(lambda m, p: [f.array for f in factors(m.evaluate(p))],
                          *jax.tree.unflatten(treedef, shapes))  # fmt: skip
     return sum(int(np.prod(x.shape)) for x in out) + 1
 
@@ -415,7 +426,7 @@ def _diverging(model: Any, w: Mapping, layout: _Layout, at: _Curvature) -> np.nd
     )
     if not suspect.any():
         return suspect
-    falls = np.asarray(_falls(model, w, at, jnp.asarray(step)))
+    falls = np.asarray(_falls(model, w, at, jnp.asarray(step), jnp.asarray(suspect)))
     falls = np.where(np.isnan(falls), np.inf, falls)
     return suspect & ((falls < LEAST_FALL).any(0) | (falls > MOST_FALL).all(0))
 

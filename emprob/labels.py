@@ -54,11 +54,12 @@ def _objective(model: Any, params: Mapping[str, Array]) -> Array:
 
 def latent_sizes(model: Any, params: Mapping[str, Any]) -> set[int]:
     """Numbers of values that the discrete latents take."""
+    nodes = model.structure.on_grid
     sizes: set[int] = set()
 
     def collect(params: Mapping[str, Array]) -> Array:
         out = model.evaluate(params)
-        sizes.update(v.size for v in out.variables.values())
+        sizes.update(v.size for v in out.variables.values() if v.site not in nodes)
         return jnp.zeros(())
 
     jax.eval_shape(collect, {k: jnp.asarray(v) for k, v in params.items()})

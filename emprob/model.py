@@ -72,11 +72,17 @@ class Structure:
 
     @property
     def latents(self) -> tuple[str, ...]:
-        return tuple(n for n, r in self.roles if r in ("latent", "partial", "continuous"))
+        kinds = ("latent", "partial", "grid", "continuous")
+        return tuple(n for n, r in self.roles if r in kinds)
+
+    @property
+    def on_grid(self) -> tuple[str, ...]:
+        """Names of the continuous latents that are summed over common nodes."""
+        return tuple(n for n, r in self.roles if r == "grid")
 
     @property
     def continuous(self) -> tuple[str, ...]:
-        """Names of the continuous latents."""
+        """Names of the continuous latents that are integrated, or simulated."""
         return tuple(n for n, r in self.roles if r == "continuous")
 
 
@@ -90,7 +96,7 @@ class Data:
     origins: dict[str, Array]
     transforms: dict[str, Transform]
     cells: dict[str, Array]  # assignment -> index of the parameter's unit in each cell
-    held: dict[str, Array] = field(default_factory=dict)  # some value of each continuous latent
+    held: dict[str, Array] = field(default_factory=dict)  # continuous latents: a value, or nodes
     integrals: tuple[Any, ...] = ()  # integral.IntegralData
 
 
@@ -256,19 +262,38 @@ def naturals(
     return {k: t.natural for k, t in out.terms.items()}, log_prior
 
 
-def log_factor(term: Term, spec: TermSpec) -> Array:
-    """<natural, statistics> + offset; a masked entry counts zero whatever its natural is."""
+def log_factor(term: Term, spec: TermSpec, summed: tuple[int, ...] = ()) -> Array:
+    """<natural, statistics> + offset; a masked entry counts zero whatever its natural is.
+
+    Args:
+        term: one log-factor.
+        spec: its static side.
+        summed: dimensions of the layout (negative) to sum over, kept with size one; only of terms
+            in family form that vary along them.
+    """
     if spec.in_family_form:
         statistics, log_base = statistics_of(term, spec)
-        return contract(term.natural, statistics) + log_base
+        table = contract(term.natural, statistics, summed)
+        if not summed:
+            return table + log_base
+        shape = jnp.broadcast_shapes(term.natural.shape[:-1], statistics.shape[:-1])
+        sizes = [n if i - len(shape) in summed else 1 for i, n in enumerate(shape)]
+        whole = jnp.broadcast_to(log_base, jnp.broadcast_shapes(log_base.shape, tuple(sizes)))
+        return table + whole.sum(summed, keepdims=True)
     if term.coefficient.size == 1:
         return term.coefficient * term.natural + term.offset
     kept = jnp.where(term.coefficient == 0, 0.0, term.natural)
     return term.coefficient * kept + term.offset
 
 
-def contract(natural: Array, statistics: Array) -> Array:
-    """Sum over the last axis of a broadcast product, as a matrix product where it can be one."""
+def contract(natural: Array, statistics: Array, summed: tuple[int, ...] = ()) -> Array:
+    """Sum over the last axis of a broadcast product, as a matrix product where it can be one.
+
+    Args:
+        natural: (layout, P).
+        statistics: (layout, P).
+        summed: dimensions of the layout (negative) that are summed over as well, and kept.
+    """
     letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVW"
     rank = natural.ndim - 1
     shape = jnp.broadcast_shapes(natural.shape[:-1], statistics.shape[:-1])
@@ -281,8 +306,27 @@ def contract(natural: Array, statistics: Array) -> Array:
 
     a, ia = squeezed(natural)
     b, ib = squeezed(statistics)
+    shape = tuple(1 if i - rank in summed else n for i, n in enumerate(shape))
     out = "".join(letters[i] for i in range(rank) if shape[i] > 1)
     return jnp.einsum(f"{ia}Z,{ib}Z->{out}", a, b).reshape(shape)
+
+
+def _loose_plates(out: Evaluation, name: str) -> frozenset[str]:
+    """Plates over which a term in family form is summed whatever is eliminated.
+
+    Those of none of the variables that it varies with: items of a test, given a person's ability.
+    """
+    term, spec = out.terms[name], out.specs[name]
+    if not spec.in_family_form or spec.time is not None or out.chains:
+        return frozenset()
+    rank = term.natural.ndim - 1
+    arrays = (term.natural, term.value, term.coefficient)
+    shape = jnp.broadcast_shapes(*(x.shape[:rank] for x in arrays if x.ndim >= rank))
+    met = [v.plates for v in out.variables.values() if shape[v.dim] > 1]
+    if not met:
+        return frozenset()
+    kept = frozenset[str]().union(*met)
+    return frozenset(p for p in spec.plates - kept if shape[out.plates[p].dim] > 1)
 
 
 def factors(out: Evaluation) -> list[Factor]:
@@ -293,6 +337,10 @@ def factors(out: Evaluation) -> list[Factor]:
 def factor_of(out: Evaluation, name: str) -> Factor:
     """One evaluated term as a factor; a masked latent's mask is kept apart, its table small."""
     term, spec = out.terms[name], out.specs[name]
+    loose = _loose_plates(out, name)
+    if loose:
+        dims = tuple(out.plates[p].dim for p in loose)
+        return Factor(log_factor(term, spec, dims), spec.plates - loose)
     if spec.own is not None and term.coefficient.size > 1 and spec.site not in out.evidence:
         size = out.variables[spec.own].size
         return Factor(term.natural, spec.plates, term.coefficient > 0, size)

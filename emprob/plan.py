@@ -104,7 +104,9 @@ def _row(model: Any, site: Any, found: Any, missing: dict) -> Site:
     note = _handled(model, site, role)
     if site.name in missing:
         note = f"{note}; {missing[site.name]}" if note else str(missing[site.name])
-    role = {"partial": "latent (partly observed)", "continuous": "latent"}.get(role, role)
+    role = {"partial": "latent (partly observed)", "continuous": "latent", "grid": "latent"}.get(
+        role, role
+    )
     return Site(site.name, role, shape, describe(site.support), _structure(site), note)
 
 
@@ -133,6 +135,9 @@ def _handled(model: Any, site: Any, role: str) -> str:
         return "held at the given value"
     if role == "continuous":
         return _integrated(model, site.name)
+    if role == "grid":
+        nodes = np.asarray(model.data.held[site.name])
+        return f"Grid: {nodes.size} nodes from {nodes[0]:g} to {nodes[-1]:g}"
     if role in ("latent", "partial"):
         kind = "forward-backward" if site.scan is not None else "sum over values"
         return f"Enumerate: exact, {kind}"

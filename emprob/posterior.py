@@ -182,6 +182,54 @@ class Marginal:
 
 
 @dataclass(frozen=True)
+class GridMarginal(Marginal):
+    """The posterior of a continuous latent on common nodes.
+
+    Attributes:
+        name: the site.
+        probs: (N..., K), weights of the nodes; they sum to one.
+        values: (K,) the nodes.
+        shape: of the site.
+    """
+
+    shape: tuple[int, ...] = ()
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Posterior mean, shaped as the site."""
+        return (self.probs @ self.values).reshape(self.shape)
+
+    @property
+    def variance(self) -> np.ndarray:
+        """Posterior variance, shaped as the site."""
+        gaps = self.values - (self.probs @ self.values)[..., None]
+        return (self.probs * gaps**2).sum(-1).reshape(self.shape)
+
+    @property
+    def sd(self) -> np.ndarray:
+        """Posterior standard deviation, shaped as the site."""
+        return np.sqrt(self.variance)
+
+    @property
+    def density(self) -> np.ndarray:
+        """(N..., K), posterior density at the nodes."""
+        return self.probs / np.gradient(self.values)
+
+    @property
+    def entropy(self) -> np.ndarray:
+        """Differential entropy of each element's marginal, in nats."""
+        p = np.where(self.probs > 0, self.probs, 1.0)
+        return -(p * np.log(p / np.gradient(self.values))).sum(-1).reshape(self.shape)
+
+    def sample(self, key: Any, num: int = 1) -> np.ndarray:
+        """Joint draws of nodes, (num, *shape)."""
+        return super().sample(key, num).reshape(num, *self.shape)
+
+    def __repr__(self) -> str:
+        return f"GridMarginal({self.name!r}, mean {self.shape})"
+
+
+@dataclass(frozen=True)
 class ContinuousMarginal:
     """The posterior of one continuous latent.
 
@@ -289,6 +337,9 @@ def marginal_of(owner: Any, model: LatentModel, name: str) -> Any:
         known = ", ".join(map(repr, model.latents))
         raise KeyError(f"no latent site '{name}'; the latents are {known}")
     values, is_chain = atoms[name]
+    if name in model.structure.on_grid:
+        shape = model.plan[name].shape
+        return GridMarginal(name, owner.smoothed[name], values, is_chain, owner, shape)
     return Marginal(name, owner.smoothed[name], values, is_chain, owner)
 
 

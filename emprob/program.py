@@ -129,9 +129,10 @@ class Interpreter(Messenger):
     """The effect handler that turns a program into an `Evaluation`.
 
     Args:
-        roles: role of each unobserved site ("parameter", "latent", "continuous", "delta");
+        roles: role of each unobserved site ("parameter", "latent", "continuous", "grid", "delta");
             observed discrete sites with missing entries have role "partial".
-        params: value of each parameter and continuous latent, constrained space, by site.
+        params: value of each parameter and continuous latent, constrained space, by site; nodes
+            (K,) of a latent on a grid.
         depth: number of array dimensions that plates use.
         missing: names of observed sites that hold NaN.
         families: names of terms that are put into family form.
@@ -225,6 +226,8 @@ class Interpreter(Messenger):
             self._parameter(msg, fn)
         elif role in ("latent", "partial"):
             self._latent(msg, fn, role)
+        elif role == "grid":
+            self._on_grid(msg, fn)
         elif role == "continuous":
             self._continuous(msg, fn)
         else:
@@ -282,15 +285,8 @@ class Interpreter(Messenger):
         return frozenset(names)
 
     def _latent(self, msg: dict, fn: Unwrapped, role: str) -> None:
-        name = msg["name"] + self.context.suffix
         atoms = _atoms(msg["name"], fn)
-        plates = self._frames(msg)
-        dim = self.new_dim()
-        self.out.variables[name] = Variable(name, msg["name"], dim, len(atoms), plates)
-        self.out.atoms[name] = atoms
-        value = atoms.reshape((-1,) + (1,) * (-dim - 1)) + self.probe.astype(atoms.dtype)
-        self.remember(value, name)
-        self.plain[name] = jnp.broadcast_to(atoms[0], msg["fn"].batch_shape)
+        name, value, plates = self._enumerated(msg, atoms)
         natural = fn.base.log_prob(value)
         coefficient, offset = jnp.ones(()), jnp.zeros(())
         if fn.mask is not None:
@@ -304,6 +300,30 @@ class Interpreter(Messenger):
         _refuse_scale(msg)
         msg["value"] = value
         self._record(msg, fn, natural, coefficient, offset, value, own=name, plates=plates)
+
+    def _enumerated(self, msg: dict, atoms: Array) -> tuple[str, Array, frozenset[str]]:
+        """A latent as a variable: its name, its atoms (K,) on a new dimension, its plates."""
+        name = msg["name"] + self.context.suffix
+        plates = self._frames(msg)
+        dim = self.new_dim()
+        self.out.variables[name] = Variable(name, msg["name"], dim, len(atoms), plates)
+        self.out.atoms[name] = atoms
+        value = atoms.reshape((-1,) + (1,) * (-dim - 1)) + self.probe.astype(atoms.dtype)
+        self.remember(value, name)
+        self.plain[name] = jnp.broadcast_to(atoms[0], msg["fn"].batch_shape)
+        return name, value, plates
+
+    def _on_grid(self, msg: dict, fn: Unwrapped) -> None:
+        """A continuous latent summed over common nodes: the trapezoid rule for its integral."""
+        _refuse_scale(msg)
+        nodes = self._parameter_value(msg["name"])
+        name, value, plates = self._enumerated(msg, nodes)
+        steps = jnp.diff(nodes)
+        room = 0.5 * (jnp.append(steps, 0.0) + jnp.insert(steps, 0, 0.0))
+        natural = fn.base.log_prob(value) + jnp.log(room).reshape(value.shape)
+        seen = jnp.ones(()) if fn.mask is None else fn.mask.astype(natural.dtype)
+        nothing, msg["value"] = jnp.zeros(()), value
+        self._record(msg, fn, natural, seen, nothing, value, own=name, plates=plates)
 
     def _continuous(self, msg: dict, fn: Unwrapped) -> None:
         """A continuous latent at a given value: a factor of the complete data, as if observed."""

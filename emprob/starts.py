@@ -85,11 +85,12 @@ def _seeded(
 ) -> Params:
     """One M-step in closed form from random weights that follow the data."""
     static = model.notes.value.static
-    if not static.variables:
+    labelled = {k: v for k, v in static.variables.items() if v.site not in model.structure.on_grid}
+    if not labelled:
         return params
     values = jax.tree.map(np.asarray, _observed(model, params))
     tilts = {}
-    for name, variable in static.variables.items():
+    for name, variable in labelled.items():
         tilts[name] = jnp.asarray(_tilt(variable, static, values, seeding, rng))
     return _first_mstep(model, params, tilts)
 

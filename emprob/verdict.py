@@ -13,6 +13,7 @@ from numpyro.distributions.distribution import validation_enabled
 
 from emprob.curvature import information
 from emprob.errors import DegeneracyWarning, IdentifiabilityWarning
+from emprob.estep.grid import doubts
 from emprob.integral.search import failures
 from emprob.model import LatentModel, log_factor
 from emprob.posterior import marginals
@@ -56,7 +57,8 @@ def judge(
     constant = "" if collapsed else constant_data(model)
     empty = empty_components(model, run.params), dead_states(model, run.params)
     lost = "" if collapsed or not np.isfinite(run.objective) else failures(model, run.params)
-    for note in filter(None, (*empty, constant, lost)):
+    doubted = "" if collapsed or not np.isfinite(run.objective) else doubts(model, run.params)
+    for note in filter(None, (*empty, constant, lost, doubted)):
         warned.append(DegeneracyWarning(note))
         message = f"{message}; {note}"
     if not model.latents:
@@ -167,7 +169,7 @@ def collapse(model: LatentModel, params: Mapping[str, Any]) -> str:
     found = []
     for a in model.structure.assignments:
         value = np.asarray(params[a.param], float)
-        if a.term.split("@")[0] in model.structure.continuous:
+        if a.term.split("@")[0] in (*model.structure.continuous, *model.structure.on_grid):
             continue  # integrated out: a variance of zero is a value like others
         if a.view not in ("scale", "variance", "scale_tril", "covariance_matrix"):
             continue

@@ -17,6 +17,8 @@ class Auto:
     3. one whose posterior is a Gamma, inverse Gamma, Beta or Dirichlet: `Conjugate`, exact;
     4. any other smooth one: `Laplace`.
 
+    On request only: `Grid`, for one real latent to each element of a large plate.
+
     Discrete latents of the same plate are summed over what the others integrate to.
     """
 
