@@ -7,9 +7,10 @@ A day is one step. Given the variances v and w at its two ends, the log return i
     r = m - V / 2 + (rho / xi) (w - v - kappa (theta - V)) + sqrt((1 - rho^2) V) u,
 
 with V the variance integrated over the day, here by the trapezoid (v + w) / 2. The law of w given
-v is a noncentral chi-squared; here it is the lognormal law with the same mean and variance, so that
-the latent is the log-variance, an autoregression of order one that is neither linear nor of
-constant spread.
+v is a noncentral chi-squared; here it is that of the square of a normal variable with the same mean
+and variance. The latent x is that variable, the volatility: w = x^2. Its steps have nearly the same
+spread everywhere, which matters to Laplace's approximation. With the log-variance as latent, whose
+steps are small where the variance is large, the mode of the path is far from all its probability.
 
 No E-step is exact. Laplace's approximation and a particle filter with backward simulation are put
 side by side, and beside a grid, which one hidden number a day still allows. `simulate` draws from
@@ -22,9 +23,9 @@ Data: daily returns of the S&P 500 in percent (package arch).
 
 Source: Heston (1993), Review of Financial Studies 6(2); Cox, Ingersoll and Ross (1985),
 Econometrica 53(2), for the moments of v; Andersen (2008), Journal of Computational Finance 11(3),
-for both steps of the discretisation, after Broadie and Kaya (2006), Operations Research 54(2), and
-Andersen and Brotherton-Ratcliffe (2005), Journal of Computational Finance 9(1); Eraker, Johannes
-and Polson (2003), Journal of Finance 58(3), for estimates from daily returns. Priors: weak.
+for both steps of the discretisation, the first after Broadie and Kaya (2006), Operations Research
+54(2); Eraker, Johannes and Polson (2003), Journal of Finance 58(3), for estimates from daily
+returns. Priors: weak.
 """
 
 from collections.abc import Sequence
@@ -46,20 +47,20 @@ DAYS = 252.0
 
 
 def heston(returns: Any) -> None:
-    """Returns given the log-variance at both ends of each day.
+    """Returns given the volatility at both ends of each day.
 
-    `first` is the log-variance before the first day, and `h` at day t that at its end.
+    `first` is the volatility before the first day, and `x` at day t that at its end.
 
     Args:
         returns: (T,), in percent; NaN is a missing day.
     """
     drift, theta, kappa, xi, rho = _parameters()
 
-    def day(h, r):
-        v = jnp.exp(h)
+    def day(x, r):
+        v = x**2
         mean = theta + (v - theta) * jnp.exp(-kappa)
-        later = numpyro.sample("h", _log_law(mean, _variance_of_variance(v, theta, kappa, xi)))
-        w = jnp.exp(later)
+        later = numpyro.sample("x", _root_law(mean, _variance_of_variance(v, theta, kappa, xi)))
+        w = later**2
         integral = 0.5 * (v + w)
         shock = (w - v - kappa * (theta - integral)) / xi
         middle = drift - integral / 200 + rho * shock
@@ -67,7 +68,7 @@ def heston(returns: Any) -> None:
         return later, None
 
     # the stationary mean and variance of v
-    scan(day, numpyro.sample("first", _log_law(theta, theta * xi**2 / (2 * kappa))), returns)
+    scan(day, numpyro.sample("first", _root_law(theta, theta * xi**2 / (2 * kappa))), returns)
 
 
 def _parameters() -> tuple:
@@ -88,10 +89,14 @@ def _variance_of_variance(v: Any, theta: Any, kappa: Any, xi: Any) -> Any:
     return xi**2 / kappa * (1 - decay) * (v * decay + 0.5 * theta * (1 - decay))
 
 
-def _log_law(mean: Any, variance: Any) -> dist.Normal:
-    """The normal law of the logarithm of a lognormal variable with these moments."""
-    square = jnp.log1p(variance / mean**2)
-    return dist.Normal(jnp.log(mean) - 0.5 * square, jnp.sqrt(square))
+def _root_law(mean: Any, variance: Any) -> dist.Normal:
+    """The normal law of a variable whose square has these moments.
+
+    There is one if the variance is at most twice the squared mean, as it is for every v where
+    4 kappa theta > xi^2; above, the mean alone is kept.
+    """
+    square = jnp.sqrt(jnp.maximum(mean**2 - 0.5 * variance, 1e-4 * mean**2))
+    return dist.Normal(jnp.sqrt(square), jnp.sqrt(mean - square))
 
 
 TRUTH = {
@@ -137,8 +142,7 @@ def simulate(key: Any, length: int = 2000, truth: dict | None = None, per_day: i
 def start(returns: Any) -> dict[str, np.ndarray]:
     """Where a fit should begin: half-lives of weeks, and the variance of the data.
 
-    With a fast and wild variance Laplace's approximation is several units too high, and has a
-    maximum there that the likelihood has not; `log_likelihood_by_grid` tells.
+    A constant variance is a flat top of its own, with no rho; start away from it.
 
     Args:
         returns: (T,), in percent.
@@ -158,7 +162,7 @@ def load(years: float = 4.0) -> pd.Series:
 
 
 def log_likelihood_by_grid(returns: Any, params: Any, num: int = 301) -> float:
-    """The exact log-likelihood of the program, to the accuracy of a grid on the log-variance.
+    """The exact log-likelihood of the program, to the accuracy of a grid on the volatility.
 
     Args:
         returns: (T,), none missing.
@@ -168,17 +172,17 @@ def log_likelihood_by_grid(returns: Any, params: Any, num: int = 301) -> float:
     Source: Kitagawa (1987), Journal of the American Statistical Association 82(400).
     """
     m, theta, kappa, xi, rho = (float(params[k]) for k in TRUTH)
-    start = _log_law(theta, theta * xi**2 / (2 * kappa))
+    start = _root_law(theta, theta * xi**2 / (2 * kappa))
     loc, sd = float(start.loc), float(start.scale)
-    h, step = np.linspace(loc - 8 * sd, loc + 8 * sd, num, retstep=True)
-    v, w = np.exp(h)[:, None], np.exp(h)
+    x, step = np.linspace(loc - 8 * sd, loc + 8 * sd, num, retstep=True)
+    v, w = x[:, None] ** 2, x**2
     mean = theta + (v - theta) * np.exp(-kappa)
-    law = _log_law(mean, _variance_of_variance(v, theta, kappa, xi))
-    transition = stats.norm.pdf(h, np.asarray(law.loc), np.asarray(law.scale)) * step
+    law = _root_law(mean, _variance_of_variance(v, theta, kappa, xi))
+    transition = stats.norm.pdf(x, np.asarray(law.loc), np.asarray(law.scale)) * step
     integral = 0.5 * (v + w)
     middle = m - integral / 200 + rho / xi * (w - v - kappa * (theta - integral))
     spread = np.sqrt((1 - rho**2) * integral)
-    here = stats.norm.pdf(h, loc, sd) * step
+    here = stats.norm.pdf(x, loc, sd) * step
     total = 0.0
     for r in np.asarray(returns):
         here = here @ (transition * np.exp(-0.5 * ((r - middle) / spread) ** 2) / spread)
@@ -263,8 +267,8 @@ def draw(laplace: ep.Fit, particle: ep.Fit, returns: pd.Series) -> Any:
     axes[0].plot(dates, returns, color="0.4", lw=0.7)
     axes[0].set(ylabel="return, %")
     for i, (name, fit) in enumerate({"Laplace": laplace, "particles": particle}.items()):
-        h = fit.posterior["h"]
-        low, middle, high = (np.sqrt(DAYS * np.exp(h.mean + z * h.sd)) for z in (-1.96, 0.0, 1.96))
+        x = fit.posterior["x"]
+        low, middle, high = (np.sqrt(DAYS) * (x.mean + z * x.sd) for z in (-1.96, 0.0, 1.96))
         axes[1].plot(dates, middle, color=COLORS[i], lw=1.2, ls=("-", "--")[i], label=name)
         axes[1].fill_between(dates, low, high, color=COLORS[i], alpha=0.15, lw=0)
     axes[1].set(ylabel="volatility, % a year")
