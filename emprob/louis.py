@@ -27,7 +27,7 @@ from emprob.curvature import (
     report_of,
     unflatten,
 )
-from emprob.simulation.draws import log_joint
+from emprob.simulation.draws import log_joint, over_atoms
 from emprob.types import Atoms
 
 
@@ -63,10 +63,11 @@ def batch_moments(model: Any, coordinates: Mapping[str, Array], atoms: Atoms) ->
         return log_joint(model, params, z) + prior
 
     def one(z: Atoms) -> Batches:
-        scores = jax.vmap(lambda x: jax.grad(joint)(point, x))(z)
+        scores = over_atoms(lambda x: jax.grad(joint)(point, x), z)
 
         def mean(flat: Array) -> Array:
-            return jax.grad(lambda f: jax.vmap(lambda x: joint(f, x))(z).mean())(flat)
+            each = lambda f: over_atoms(jax.checkpoint(lambda x: joint(f, x)), z)  # noqa: E731
+            return jax.grad(lambda f: each(f).mean())(flat)
 
         score, push = jax.linearize(mean, point)
         hessian = lax.map(push, jnp.eye(point.size))

@@ -20,7 +20,7 @@ from emprob.model import LatentModel, factors, layout
 from emprob.partition.plates import log_partition
 from emprob.types import Atoms, Params, Posterior
 
-CELLS = 4_000_000  # coordinates of latents that are evaluated together: memory
+CELLS = 500_000  # coordinates of latents that are evaluated together: memory
 
 
 def plain(model: LatentModel) -> LatentModel:
@@ -40,10 +40,10 @@ def log_joint(model: LatentModel, params: Mapping[str, Array], latents: Mapping[
     return log_partition(factors(out), layout(out))
 
 
-def over_atoms(f, atoms: Atoms):
-    """`f` of every draw, (A, ...); as many at a time as memory allows."""
-    count = next(iter(atoms.values())).shape[0]
-    size = sum(v[0].size for v in atoms.values())
+def over_atoms(f, atoms):
+    """`f` of every draw (a tree, first axis A); as many at a time as memory allows."""
+    leaves = jax.tree.leaves(atoms)
+    count, size = leaves[0].shape[0], sum(v[0].size for v in leaves)
     batch = max(1, CELLS // max(size, 1))
     return jax.vmap(f)(atoms) if batch >= count else lax.map(f, atoms, batch_size=batch)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from emprob.errors import ModelError
 from emprob.estep.conjugate import Conjugate
@@ -83,7 +83,7 @@ class Importance:
             logs = jax.vmap(p.fixed)(z) + volume + 0.5 * (noise**2).sum((3, 4))
             return z, logs, self._pick(second, logs[:, 0], each)
 
-        z, logs, picks = jax.vmap(batch)(jax.random.split(key, self.num_batches))
+        z, logs, picks = lax.map(batch, jax.random.split(key, self.num_batches))
         table = jax.nn.logsumexp(logs, (0, 1)) - jnp.log(logs.shape[0] * logs.shape[1])
         chosen = jnp.take_along_axis(z[:, :, 0], picks[..., None, None], 1)
         chosen = chosen.reshape(-1, *chosen.shape[2:])

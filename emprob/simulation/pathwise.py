@@ -34,6 +34,7 @@ from emprob.integral.expectation import Problem, problem, rest_factors
 from emprob.model import LatentModel, layout
 from emprob.partition import gaussian_chain
 from emprob.partition.plates import log_partition
+from emprob.simulation.draws import over_atoms
 
 BATCHES = 16
 
@@ -57,7 +58,7 @@ def log_weights(p: Problem, noise: Array) -> Array:
         both = jnp.stack([p.f(mode + move), p.f(mode - move)])
         return both + volume + 0.5 * ((e * p.real) ** 2).sum((2, 3))
 
-    return jax.vmap(one)(noise)
+    return over_atoms(jax.checkpoint(one), noise)
 
 
 def log_z(model: LatentModel, params: Mapping, noises: list[Array], counts: Array) -> Array:
