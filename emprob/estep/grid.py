@@ -105,7 +105,7 @@ class Grid:
 
 def _obstacle(model: LatentModel, integral: Integral) -> str:
     """Why a group of latents cannot be put on the nodes, or ''."""
-    names = ", ".join(map(repr, integral.sites))
+    names, site = ", ".join(map(repr, integral.sites)), integral.block.slots[0].site
     data = model.data.integrals[model.structure.integrals.index(integral)]
     if integral.block.is_chain or any(s.timed for s in integral.block.slots):
         return f"latent {names} is a path in a scan"
@@ -115,7 +115,7 @@ def _obstacle(model: LatentModel, integral: Integral) -> str:
         return f"latent {names} is read by an index, not element by element in its plate"
     if integral.block.shape[1:] != (1, 1):
         return f"latent {names} has more than one dimension in each element of its plate"
-    if not isinstance(data.transforms[integral.sites[0]], IdentityTransform):
+    if not isinstance(data.transforms[site], IdentityTransform):
         return f"latent {names} does not take all real values, or stands under to_event"
     return ""
 

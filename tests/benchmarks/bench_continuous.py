@@ -449,8 +449,8 @@ def answers_workload(n, items, missing, rounds):
 
     y = answers_data(n, items, missing)
     model = ep.bind(two_parameter, y, prior=False)
-    best, values = race({"emprob": whole_fit(model)}, rounds)
-    foreign = elsewhere("girth", [n, items, round(100 * missing)], 1)
+    best, values = race({"emprob": whole_fit(model, ep.Squarem(ep.EM(ep.Grid())))}, rounds)
+    foreign = elsewhere("girth", [n, items, round(100 * missing)], rounds)
     title = f"two-parameter item response {n} x {items} missing={missing:.0%}"
     scores = {"log-likelihood": scorer(model)}
     fits_report(title, best | foreign[0], values | foreign[1], scores)
