@@ -36,6 +36,13 @@ NUM_FORECASTS = 120
     "03_random_effects": """
 NUM_WARMUP, NUM_DRAWS = 60, 60
 """,
+    "04_when_nothing_is_exact": """
+YEARS = 0.4
+NUM_PARTICLES = 32
+NUM_FINAL = 256
+NUM_GUIDE = 200
+NUM_WARMUP, NUM_DRAWS = 60, 60
+""",
 }
 
 every_tutorial = pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.stem)
