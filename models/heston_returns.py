@@ -164,6 +164,9 @@ def load(years: float = 4.0) -> pd.Series:
 def log_likelihood_by_grid(returns: Any, params: Any, num: int = 301) -> float:
     """The exact log-likelihood of the program, to the accuracy of a grid on the volatility.
 
+    The density of a return has no bound where both volatilities are near zero, which a point of the
+    grid may meet: compare two numbers of points.
+
     Args:
         returns: (T,), none missing.
         params: by site.
