@@ -32,6 +32,10 @@ class TooManyParameters(ValueError):
     """The information matrix would be too large to form."""
 
 
+class NoCurvature(ValueError):
+    """The second derivatives are not finite."""
+
+
 @dataclass(frozen=True, eq=False)
 class UncertaintyReport:
     """What the curvature at an optimum says.
@@ -307,6 +311,7 @@ def information(
 
     Raises:
         TooManyParameters: more than 2000 coordinates.
+        NoCurvature: a second derivative is not finite.
     """
     with jax.enable_x64(True):
         model, values = in_double(model), as_arrays(params)
@@ -317,6 +322,13 @@ def information(
         layout = layout._replace(hard=layout.hard | np.isin(layout.labels, list(edge)))
         found = _curvature(model, w, _batch(model, values, size))
         at = _Curvature(*map(np.asarray, found))
+        if not np.isfinite(at.hessian).all():
+            bad = ~np.isfinite(at.hessian).all(0)
+            names = ", ".join(np.asarray(layout.labels)[bad][:6])
+            raise NoCurvature(
+                f"the second derivatives of the objective are not finite along {names}: there are "
+                "no standard errors. Start elsewhere (init=), or use ep.nuts."
+            )
         return _report(layout, at, _diverging(model, w, layout, at))
 
 

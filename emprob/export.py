@@ -12,7 +12,7 @@ import pandas as pd
 from emprob import criteria, store
 from emprob._arviz import to_datatree
 from emprob.checkpoint import identity
-from emprob.curvature import TooManyParameters, UncertaintyReport
+from emprob.curvature import NoCurvature, TooManyParameters, UncertaintyReport
 from emprob.errors import CheckpointError
 from emprob.result import Fit
 from emprob.types import Status
@@ -46,7 +46,7 @@ def save(fit: Fit, path: Any) -> None:
     }
     try:
         arrays["information"], meta["report"] = _packed(fit.uncertainty)
-    except TooManyParameters:
+    except (TooManyParameters, NoCurvature):
         meta["report"] = None
     store.write(path, arrays, meta)
 

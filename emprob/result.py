@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from emprob import criteria, predictive, uncertainty
-from emprob.curvature import TooManyParameters, UncertaintyReport
+from emprob.curvature import NoCurvature, TooManyParameters, UncertaintyReport
 from emprob.errors import ModelError
 from emprob.keys import as_key
 from emprob.types import Status
@@ -110,6 +110,8 @@ class Fit:
             return uncertainty.table(model, self.params, self.uncertainty)
         except TooManyParameters:
             return uncertainty.table_without_errors(model, self.params, "too many parameters")
+        except NoCurvature:
+            return uncertainty.table_without_errors(model, self.params, "no curvature")
 
     def summary(self, level: float = 0.95) -> pd.DataFrame:
         """Estimates, standard errors and Wald intervals, by entry.

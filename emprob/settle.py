@@ -39,11 +39,12 @@ from emprob.simulation.pathwise import pathwise
 from emprob.types import Params, SimulatedEStep
 
 MAX_NEWTON = 12
+FINITE_K = 0.5  # Pareto k of weights above which their variance is not finite
 MAX_SAMPLES = 16  # of the E-step's final draws, for Louis' identity
 LONGEST = 1.0  # of a step, in any coordinate (logs and log-odds)
 CLEAR = 0.25  # standard errors of the parameters: noise of which no more samples are needed
 ENOUGH = 1000  # draws of the importance sampler for log Z
-PER_BATCH = 32  # draws of the simulated likelihood, each with its mirror image
+PER_BATCH = 64  # draws of the simulated likelihood, each with its mirror image
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,10 @@ def settle(model: LatentModel, estep: Any, params: Mapping[str, Any], memory: An
         text = f"the simulated likelihood, {32 * PER_BATCH} draws around the mode"
         look = lambda at: pathwise(model, at, key, PER_BATCH)[0]  # noqa: E731
         found = climbed(model, params, look, text)
-        if found.at_optimum and evidence(model, found.params, key, ENOUGH).khat < GOOD_K:
-            return found
+        khat = evidence(model, found.params, key, ENOUGH).khat
+        if found.at_optimum and khat < GOOD_K:
+            lean = "" if khat < FINITE_K else f"; k-hat {khat:.2f} > {FINITE_K}: errors lean low"
+            return found._replace(information=text + lean)
     return climbed(model, params, Samples(model, estep, memory), "Louis' identity")
 
 

@@ -10,6 +10,7 @@ from jax.flatten_util import ravel_pytree
 from numpyro.contrib.control_flow import scan
 from numpyro.infer.util import log_density
 from scipy import integrate, stats
+from scipy.integrate import quad
 from scipy.special import expit, gammaln, logsumexp
 
 import emprob as ep
@@ -576,6 +577,32 @@ def test_laplace_finds_the_maximum_of_its_own_evidence():
     y = np.exp(0.2 * np.cumsum(RNG.normal(size=60))) * RNG.normal(size=60)
     fit = ep.fit(ep.bind(volatility, y, prior=False), progress=False)
     assert fit.converged and fit.score_norm < 1e-6
+
+
+def test_cells_of_a_slope_that_has_decayed_belong_to_their_series():
+    """exp(-k t) at large t barely moves with k: its rows are their group's all the same."""
+    times = np.tile([0.5, 2.0, 40.0, 80.0], 4)
+    group = np.repeat(np.arange(4), 4)
+
+    def decay(y, t, g):
+        tau = param("tau", 0.4, positive)
+        with numpyro.plate("groups", 4):
+            b = numpyro.sample("b", dist.Normal(0.0, tau))
+        with numpyro.plate("n", len(y)):
+            numpyro.sample("y", dist.Normal(jnp.exp(-jnp.exp(b[g]) * t), 0.2), obs=y)
+
+    y = np.exp(-times) + 0.2 * np.random.default_rng(4).normal(size=16)
+    model = ep.bind(decay, y, times, group, prior=False)
+
+    def integrand(b, g):
+        rest = y[group == g] - np.exp(-np.exp(b) * times[group == g])
+        return np.exp(-0.5 * (rest / 0.2) ** 2 - np.log(0.2 * np.sqrt(2 * np.pi))).prod() * (
+            np.exp(-0.5 * (b / 0.4) ** 2) / 0.4 / np.sqrt(2 * np.pi)
+        )
+
+    want = sum(np.log(quad(integrand, -4, 4, args=(g,))[0]) for g in range(4))
+    model = ep.Laplace(31).adapted(model)
+    assert float(model.log_partition({"tau": jnp.asarray(0.4)})) == pytest.approx(want, abs=1e-5)
 
 
 # -- what is refused ----------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from emprob.partition.plates import log_partition
 from emprob.space import bijection
 
 MAX_WIDTH = 2000  # coordinates that are integrated as one dense block
+SCALES = (1.0, 0.3, 0.1, 0.03)  # of the random latents at which cells are told to series
 EXACT = 1e-8  # relative error of a prediction that is rounding
 
 
@@ -241,22 +242,42 @@ def _cells(model, params, integral: Integral, data: IntegralData) -> dict[str, A
     if integral.block.num_series == 1:
         return {}
     probe = _attached(model, [integral], [data])
-    slopes = jax.tree.map(np.asarray, _slopes(probe, dict(params), _random(integral, 0)))
+    looks = [
+        jax.tree.map(np.asarray, _slopes(probe, dict(params), scale * _random(integral, seed)))
+        for seed, scale in enumerate(SCALES)
+    ]
     out, _ = _static(model, ())
     found, plated = {}, True
-    for name, (plain, coded) in slopes.items():
-        moved = np.abs(plain) > 1e-12 * max(np.abs(plain).max(initial=0.0), 1e-300)
-        number = np.where(moved, coded / np.where(moved, plain, 1.0), 1.0) - 1.0
+    for name in looks[0]:
+        moved, number = _numbers([look[name] for look in looks])
         index = np.rint(number).astype(int)
         if np.abs(number - index).max(initial=0.0) > 1e-5:
             return None
         if index.min(initial=0) < 0 or index.max(initial=0) >= integral.block.num_series:
             return None
-        expected = _by_plates(integral, out, name, plain.shape)
+        expected = _by_plates(integral, out, name, moved.shape)
         if expected is None or (index != expected)[moved].any():
             plated = False
         found[name] = jnp.asarray(index)
     return {} if plated else found
+
+
+def _numbers(looks: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Which cells move with the latents, and the number of the series that moves each.
+
+    A slope that is small beside the others may be rounding, or that of an exponential that has
+    decayed there: such a cell takes its number from a look where it is not small, if there is one.
+    """
+    shape = looks[0][0].shape
+    moved, number = np.zeros(shape, bool), np.zeros(shape)
+    for least in (1e-12, 0.0):
+        for plain, coded in looks:
+            size = np.abs(plain).max(initial=0.0, where=np.isfinite(plain))
+            fresh = np.isfinite(plain) & np.isfinite(coded) & ~moved
+            fresh &= np.abs(plain) > max(least * size, 1e-250)
+            number = np.where(fresh, coded / np.where(fresh, plain, 1.0) - 1.0, number)
+            moved |= fresh
+    return moved, number
 
 
 def _by_plates(integral: Integral, out, name: str, shape) -> np.ndarray | None:
