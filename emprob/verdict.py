@@ -109,21 +109,19 @@ def curvature_of(model: LatentModel, run: Any) -> Any:
 
 
 def _by_curvature(status: Status, message: str, report: Any, warned: list[Warning]):
+    if status is Status.CONVERGED and report.score_norm > FAR:
+        status = Status.MAX_STEPS
+        message = f"not converged: {report.score_norm:.2g} standard errors from the optimum"
+    elif status is Status.CONVERGED and report.negative_directions:
+        status = Status.SADDLE
+        message = f"{status.sentence}, along {'; '.join(report.negative_directions)}"
+    elif status is Status.CONVERGED and report.boundary:
+        status = Status.AT_BOUNDARY
+        message = f"{status.sentence}: {', '.join(report.boundary)}"
     if report.null_directions:
         text = "; ".join(report.null_directions)
         warned.append(IdentifiabilityWarning(f"the data do not determine {text}"))
         message += f"; not identified: {text}"
-    if status is not Status.CONVERGED:
-        return status, message
-    if report.score_norm > FAR:
-        status = Status.MAX_STEPS
-        message = f"not converged: {report.score_norm:.2g} standard errors from the optimum"
-    elif report.negative_directions:
-        status = Status.SADDLE
-        message = f"{status.sentence}, along {'; '.join(report.negative_directions)}"
-    elif report.boundary:
-        status = Status.AT_BOUNDARY
-        message = f"{status.sentence}: {', '.join(report.boundary)}"
     return status, message
 
 
