@@ -28,6 +28,7 @@ from emprob.partition.plates import log_partition
 from emprob.precision import working
 
 FEWEST = 100  # draws: a fifth of them are the tail
+MOST_COLUMNS = 64  # series whose weights' tails are fitted
 AGREE = 1e-9  # relative difference that is rounding
 
 
@@ -174,9 +175,19 @@ def log_ratios(p: Problem, key: Array, num: int) -> Array:
 
 
 def _worst_khat(logs: np.ndarray) -> float:
-    """Largest Pareto k over branches and series of log-ratios (n, 2, B, S)."""
+    """Largest Pareto k over branches and series of log-ratios (n, 2, B, S).
+
+    Of the columns whose largest weight stands out the most: fitting a tail takes milliseconds, and
+    there may be thousands. Weights that are all alike have no tail.
+    """
     columns = logs.reshape(2 * len(logs), -1).T
-    return max(_arviz.pareto_khat(x)[1] for x in columns)
+    columns = columns[np.ptp(columns, axis=1) > AGREE * (1.0 + np.abs(columns).max(1))]
+    if not len(columns):
+        return 0.0
+    largest = columns.max(1)
+    share = 1.0 / np.exp(columns - largest[:, None]).sum(1)
+    worst = np.argsort(-share)[:MOST_COLUMNS]
+    return max(_arviz.pareto_khat(x)[1] for x in columns[worst])
 
 
 def _sentence(value: float, error: float, rough: float, khat: float, num: int) -> str:

@@ -35,7 +35,7 @@ from emprob.louis import batch_moments_at, louis
 from emprob.model import LatentModel
 from emprob.precision import to_numpy
 from emprob.simulation.fitted import fitted_evidence
-from emprob.simulation.pathwise import pathwise
+from emprob.simulation.pathwise import BATCHES, draws_per_batch, pathwise
 from emprob.types import Params, SimulatedEStep
 
 MAX_NEWTON = 12
@@ -44,7 +44,6 @@ MAX_SAMPLES = 16  # of the E-step's final draws, for Louis' identity
 LONGEST = 1.0  # of a step, in any coordinate (logs and log-odds)
 CLEAR = 0.25  # standard errors of the parameters: noise of which no more samples are needed
 ENOUGH = 1000  # draws of the importance sampler for log Z
-PER_BATCH = 64  # draws of the simulated likelihood, each with its mirror image
 
 
 @dataclass(frozen=True)
@@ -112,8 +111,9 @@ def settle(model: LatentModel, estep: Any, params: Mapping[str, Any], memory: An
         key: of the simulated likelihood.
     """
     if estep.unbiased and is_solved(model) and evidence(model, params, key, ENOUGH).khat < GOOD_K:
-        text = f"the simulated likelihood, {32 * PER_BATCH} draws around the mode"
-        look = lambda at: pathwise(model, at, key, PER_BATCH)[0]  # noqa: E731
+        num = draws_per_batch(model)
+        text = f"the simulated likelihood, {2 * BATCHES * num} draws around the mode"
+        look = lambda at: pathwise(model, at, key, num)[0]  # noqa: E731
         found = climbed(model, params, look, text)
         khat = evidence(model, found.params, key, ENOUGH).khat
         if found.at_optimum and khat < GOOD_K:

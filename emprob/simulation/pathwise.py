@@ -11,6 +11,7 @@ derivatives through the mode.
 
 from collections.abc import Mapping
 from functools import partial
+from math import prod
 from typing import Any, NamedTuple
 
 import jax
@@ -36,7 +37,16 @@ from emprob.partition import gaussian_chain
 from emprob.partition.plates import log_partition
 from emprob.simulation.draws import over_atoms
 
-BATCHES = 16
+BATCHES = 8
+PER_BATCH = 128  # draws, each with its mirror image
+LEAST = 8
+COORDINATES = 100_000  # of all draws of a batch, over all branches: time
+
+
+def draws_per_batch(model: LatentModel) -> int:
+    """Fewer draws of more latents: their sum is known the better."""
+    size = sum(g.num_branches * prod(g.shape) for g in model.structure.integrals)
+    return max(LEAST, min(PER_BATCH, COORDINATES // size))
 
 
 def log_weights(p: Problem, noise: Array) -> Array:
@@ -128,7 +138,7 @@ def pathwise(
         model: with plain integrals, every integral solved.
         params: by site, constrained.
         key: of the random numbers.
-        num: draws in each of 16 batches, each with its mirror image.
+        num: draws in each of 8 batches, each with its mirror image.
     """
     with jax.enable_x64(True):
         model, values = in_double(model), as_arrays(params)
