@@ -209,7 +209,8 @@ def main(argv: Sequence[str] | None = None) -> ep.Fit:
     normal = stats.norm.logpdf(returns, *stats.norm.fit(returns)).sum()
     print(f"\nlog-likelihood {found.log_likelihood:.6f}; summed by scipy {again:.6f}; "
           f"of a normal law {normal:.2f}")  # fmt: skip
-    few = ep.SAEM(kernel=ep.NUTS(num_chains=4), burn_in=5, averaging=5, window=32, final_draws=64)
+    short = ep.NUTS(num_chains=4, num_warmup=20, max_tree_depth=4)
+    few = ep.SAEM(kernel=short, burn_in=5, averaging=5, window=32, final_draws=64)
     by_simulation(found, returns, opt, few if args.quick else ep.SAEM())
     comparison = _report.beside(found, opt)
     source = found if comparison is None else comparison.bayes
