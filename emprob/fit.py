@@ -15,6 +15,7 @@ from emprob.curvature import UncertaintyReport
 from emprob.edge import Snapped, snapped
 from emprob.em import EM
 from emprob.errors import ConvergenceWarning, PrecisionWarning
+from emprob.estep.fixed_key import FixedKey
 from emprob.estep.laplace import Laplace
 from emprob.keys import as_key
 from emprob.loop import init as begin_state
@@ -86,7 +87,9 @@ def fit(
         finalists = race(session, method, starts, tol)
         runs = [run_from(session, method, start, tol, checkpoint) for start in finalists]
         best = max(runs, key=lambda r: (not collapse(model, r.params), r.objective))
-        best, report = _finished(session, method, best, tol)
+        report = None
+        if not isinstance(_estep_of(method), FixedKey):  # its objective is not the model's own
+            best, report = _finished(session, method, best, tol)
         return _result(session, method, best, report)
 
 
@@ -171,10 +174,15 @@ def choose(model: LatentModel, method: Algorithm | None) -> Algorithm:
 
 def with_rule(model: LatentModel, method: Algorithm) -> LatentModel:
     """The model as the method's E-step wants it: its rule of integration, what it can evaluate."""
-    while hasattr(method, "method"):  # an accelerator of an accelerator of an EM
-        method = method.method  # pyright: ignore[reportAttributeAccessIssue]
-    adapted = getattr(getattr(method, "estep", None), "adapted", None)
+    adapted = getattr(_estep_of(method), "adapted", None)
     return model if adapted is None else adapted(model)
+
+
+def _estep_of(method: Any) -> Any:
+    """The E-step of an EM, however it is accelerated; None of other algorithms."""
+    while hasattr(method, "method"):
+        method = method.method
+    return getattr(method, "estep", None)
 
 
 def needs_ascent(model: LatentModel) -> bool:

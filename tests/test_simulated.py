@@ -399,6 +399,19 @@ def test_common_random_numbers_can_be_accelerated(exact_fit):
     assert one.objective == pytest.approx(exact_fit.objective, abs=0.01)
 
 
+def test_a_fit_with_a_fixed_key_is_of_its_own_objective():
+    """Not of Laplace's approximation, which the model would be integrated by without it."""
+    estep = ep.FixedKey(ep.MonteCarlo(ep.Importance(), num_draws=256, max_draws=256))
+    model = ep.bind(volatility, series(3, 30))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ep.ConvergenceWarning)
+        fit = ep.fit(model, ep.EM(estep), max_steps=15, progress=False)
+    params = {k: jnp.asarray(v) for k, v in fit.params.items()}
+    own = jax.jit(estep)(plain(model), params).log_partition
+    assert fit.log_likelihood == pytest.approx(float(own), abs=1e-6)
+    assert abs(float(own) - float(model.log_partition(params))) > 1e-3
+
+
 def test_several_starts_checkpoints_and_discrete_programs_are_refused(tmp_path):
     model = ep.bind(intercepts, Y, GROUP)
     method = ep.EM(ep.MonteCarlo())
