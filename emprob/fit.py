@@ -247,7 +247,8 @@ def _result(session: Session, method, run: Run, report: UncertaintyReport | None
     rows[run.start]["status"] = status.word
     params = {k: run.params[k] for k in model.params}
     last = run.trace["log_likelihood"]
-    finite = last[np.isfinite(last)]
+    here = run.trace["objective"] == run.objective  # a step that was refused is not the result's
+    finite = last[np.isfinite(last) & (here if here.any() else True)]
     if model.structure.dtype == "float32":
         warned = [*warned, *_coarse(run.objective)]
     for warning in warned:

@@ -94,9 +94,16 @@ def finished(session: Session, method: EM, run: Run, memory: Any, key: Any) -> t
     """Settle where the score is zero up to its noise: the run, its report, what the draws say."""
     model = session.model
     estep = _drawing(method).final()
-    if run.status is Status.NON_FINITE:
+    if run.status in (Status.NON_FINITE, Status.INTERRUPTED):
         return run, None, None
-    settled = session.clock.run(lambda: settle(model, estep, run.params, memory, key))
+    try:
+        settled = session.clock.run(lambda: settle(model, estep, run.params, memory, key))
+    except KeyboardInterrupt:
+        note = "interrupted by the keyboard before its end was settled"
+        return run._replace(status=Status.INTERRUPTED, note=note), None, None
+    except np.linalg.LinAlgError:
+        note = "its curvature is not finite, so its end was not settled"
+        return run._replace(status=Status.MAX_STEPS, note=note), None, None
     params = settled.params
     draws = final_draws(model, estep, params, memory)
     found = evidence_of(model, estep, params, memory, draws, key)

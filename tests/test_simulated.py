@@ -1,5 +1,6 @@
 """E-steps by simulation: their draws, weights, statistics and Monte Carlo errors."""
 
+import importlib
 import warnings
 from itertools import islice
 
@@ -313,6 +314,25 @@ def test_a_fit_is_the_same_for_the_same_key_and_survives_a_file(tmp_path):
     np.testing.assert_array_equal(loaded.summary()["mc_error"], one.summary()["mc_error"])
 
 
+def test_what_a_run_found_is_not_lost_when_its_end_fails(monkeypatch):
+    """A second Ctrl-C, or a curvature that is not finite, while the end is settled."""
+    noisy = importlib.import_module("emprob.noisy")
+    model = ep.bind(intercepts, Y, GROUP)
+    method = ep.EM(ep.MonteCarlo(ep.Importance(), **SMALL))
+    for error, status in (
+        (KeyboardInterrupt, ep.Status.INTERRUPTED),
+        (np.linalg.LinAlgError, ep.Status.MAX_STEPS),
+    ):
+
+        def fail(*_, error=error):
+            raise error
+
+        monkeypatch.setattr(noisy, "settle", fail)
+        with pytest.warns(ep.ConvergenceWarning, match="settled"):
+            fit = ep.fit(model, method, progress=False)
+        assert fit.status is status and np.isfinite(fit.params["mu"])
+
+
 def test_steps_are_in_the_users_hands():
     model = ep.bind(intercepts, Y, GROUP)
     method = ep.EM(ep.MonteCarlo(ep.Importance(), **SMALL))
@@ -405,7 +425,8 @@ def test_a_fit_with_a_fixed_key_is_of_its_own_objective():
     model = ep.bind(volatility, series(3, 30))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ep.ConvergenceWarning)
-        fit = ep.fit(model, ep.EM(estep), max_steps=15, progress=False)
+        fit = ep.fit(model, ep.EM(estep), progress=False)
+    assert fit.status in (ep.Status.CONVERGED, ep.Status.OBJECTIVE_DECREASED)
     params = {k: jnp.asarray(v) for k, v in fit.params.items()}
     own = jax.jit(estep)(plain(model), params).log_partition
     assert fit.log_likelihood == pytest.approx(float(own), abs=1e-6)
