@@ -1,0 +1,170 @@
+"""Quotes of a volatility surface as arrays: what every pricing program and calibration reads.
+
+`emprob.models.option_chain` makes them from a table of an option chain; `from_arrays` from arrays.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from emprob.errors import DataError
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["log_moneyness", "times", "expiry", "forwards", "mid", "half_spread", "sign"],
+    meta_fields=[],
+)
+@dataclass(frozen=True)
+class Quotes:
+    """Implied volatilities of N options at E expiries; a pytree, all fields are arrays.
+
+    A missing quote has NaN in `mid`; its place is kept, so that surfaces of one shape share
+    compiled code.
+
+    Attributes:
+        log_moneyness: (N,), log(strike / forward).
+        times: (E,), years to expiry, ascending.
+        expiry: (N,), integers 0..E-1.
+        forwards: (E,), positive.
+        mid: (N,), implied volatility between bid and ask; NaN is missing.
+        half_spread: (N,), half the distance from bid to ask, as volatility; NaN if there is none.
+        sign: (N,), +1.0 is a call, -1.0 a put.
+    """
+
+    log_moneyness: Any
+    times: Any
+    expiry: Any
+    forwards: Any
+    mid: Any
+    half_spread: Any
+    sign: Any
+
+    @property
+    def num_quotes(self) -> int:
+        """N."""
+        return self.log_moneyness.shape[-1]
+
+    @property
+    def num_expiries(self) -> int:
+        """E."""
+        return self.times.shape[-1]
+
+    @property
+    def observed(self) -> Any:
+        """(N,), which quotes are there."""
+        return jnp.isfinite(self.mid)
+
+    @property
+    def time(self) -> Any:
+        """(N,), years to the expiry of every quote."""
+        return jnp.take(self.times, self.expiry, axis=-1)
+
+    @property
+    def forward(self) -> Any:
+        """(N,), forward to the expiry of every quote."""
+        return jnp.take(self.forwards, self.expiry, axis=-1)
+
+    @property
+    def strike(self) -> Any:
+        """(N,), strikes."""
+        return self.forward * jnp.exp(self.log_moneyness)
+
+    @property
+    def total_variance(self) -> Any:
+        """(N,), squared volatility times years."""
+        return self.mid**2 * self.time
+
+    @property
+    def bid(self) -> Any:
+        """(N,), volatility of the bid."""
+        return self.mid - self.half_spread
+
+    @property
+    def ask(self) -> Any:
+        """(N,), volatility of the ask."""
+        return self.mid + self.half_spread
+
+
+def from_arrays(
+    strike: Any, time: Any, forward: Any, mid: Any, half_spread: Any = None, sign: Any = None
+) -> Quotes:
+    """Quotes from one entry per option; expiries are the distinct times.
+
+    Args:
+        strike: (N,), positive.
+        time: (N,), years, positive.
+        forward: (N,) or scalar, positive, one value per expiry.
+        mid: (N,), implied volatilities; NaN is missing.
+        half_spread: (N,) or scalar, as volatility; NaN everywhere by default.
+        sign: (N,), +1 call, -1 put; out of the money by default.
+
+    Returns:
+        Quotes in the order of the arguments.
+
+    Raises:
+        DataError: where an entry is not positive or an expiry has two forwards.
+    """
+    strike = np.atleast_1d(np.asarray(strike, float))
+    shape = strike.shape
+    time = np.broadcast_to(np.asarray(time, float), shape)
+    forward = np.broadcast_to(np.asarray(forward, float), shape)
+    for name, value in (("strike", strike), ("time", time), ("forward", forward)):
+        if not (np.isfinite(value) & (value > 0)).all():
+            raise DataError(f"{name}: expected positive numbers, got {value.min()}; leave such "
+                              "options out")  # fmt: skip
+    times, first, expiry = np.unique(time, return_index=True, return_inverse=True)
+    forwards = forward[first]
+    if not np.allclose(forwards[expiry], forward, rtol=1e-12, atol=0):
+        raise DataError("forward: expected one value per expiry, got several; give every expiry "
+                          "its own time or its own forward")  # fmt: skip
+    k = np.log(strike / forward)
+    sign = np.where(k >= 0, 1.0, -1.0) if sign is None else sign
+    spread = np.nan if half_spread is None else half_spread
+    return Quotes(
+        log_moneyness=jnp.asarray(k), times=jnp.asarray(times), expiry=jnp.asarray(expiry),
+        forwards=jnp.asarray(forwards), mid=jnp.broadcast_to(jnp.asarray(mid, float), shape),
+        half_spread=jnp.broadcast_to(jnp.asarray(spread, float), shape),
+        sign=jnp.broadcast_to(jnp.asarray(sign, float), shape),
+    )  # fmt: skip
+
+
+def hold_out(quotes: Quotes, held_out: Any) -> Quotes:
+    """The same quotes with some missing.
+
+    Args:
+        quotes: N options.
+        held_out: (N,), booleans; true is made missing.
+    """
+    return replace(quotes, mid=jnp.where(held_out, jnp.nan, quotes.mid))
+
+
+def take(quotes: Quotes, rows: Any) -> Quotes:
+    """Some of the quotes; expiries without a quote stay, so that codes keep their meaning.
+
+    Args:
+        quotes: N options.
+        rows: indices or booleans (N,), concrete.
+    """
+    rows = np.asarray(rows)
+    per_quote = ("log_moneyness", "expiry", "mid", "half_spread", "sign")
+    return replace(quotes, **{name: getattr(quotes, name)[rows] for name in per_quote})
+
+
+def errors_in_spreads(quotes: Quotes, volatility: Any, least: Any = 1e-4) -> Any:
+    """Distance of a fit from the mid in half-spreads: within the quotes where at most one.
+
+    Args:
+        quotes: N options.
+        volatility: (N,), of the fit.
+        least: smallest half-spread that is divided by, as volatility; also of missing spreads.
+
+    Returns:
+        (N,), NaN where the quote is missing.
+    """
+    spread = jnp.where(jnp.isfinite(quotes.half_spread), quotes.half_spread, least)
+    return (volatility - quotes.mid) / jnp.maximum(spread, least)
