@@ -140,7 +140,7 @@ def hold_out(quotes: Quotes, held_out: Any) -> Quotes:
         quotes: N options.
         held_out: (N,), booleans; true is made missing.
     """
-    return replace(quotes, mid=jnp.where(held_out, jnp.nan, quotes.mid))
+    return replace(quotes, mid=jnp.where(jnp.asarray(held_out, bool), jnp.nan, quotes.mid))
 
 
 def take(quotes: Quotes, rows: Any) -> Quotes:
