@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy.special import ndtr
 
 from emprob.errors import DataError
 
@@ -153,6 +154,65 @@ def take(quotes: Quotes, rows: Any) -> Quotes:
     rows = np.asarray(rows)
     per_quote = ("log_moneyness", "expiry", "mid", "half_spread", "sign")
     return replace(quotes, **{name: getattr(quotes, name)[rows] for name in per_quote})
+
+
+def call_delta(quotes: Quotes) -> Any:
+    """Forward delta of the call of every strike at the mid (N,), in (0, 1); NaN if missing."""
+    deviation = quotes.mid * jnp.sqrt(quotes.time)
+    return ndtr(-quotes.log_moneyness / deviation + deviation / 2)
+
+
+def select(
+    quotes: Quotes,
+    deltas: tuple[float, float] = (0.0, 1.0),
+    times: tuple[float, float] = (0.0, np.inf),
+) -> Quotes:
+    """The observed quotes near enough to the money and to today, expiries without one left out.
+
+    Args:
+        quotes: N options.
+        deltas: least and largest delta of the call of the strike: (0.05, 0.95) takes
+            out-of-the-money options of 5 delta and more.
+        times: least and largest years to expiry, both included.
+    """
+    delta, time = np.asarray(call_delta(quotes)), np.asarray(quotes.time)
+    inside = (delta >= deltas[0]) & (delta <= deltas[1])
+    return compact(take(quotes, inside & (time >= times[0]) & (time <= times[1])))
+
+
+def compact(quotes: Quotes) -> Quotes:
+    """Without the missing quotes and the expiries that have none; concrete arrays only."""
+    quotes = take(quotes, np.asarray(quotes.observed))
+    used, code = np.unique(np.asarray(quotes.expiry), return_inverse=True)
+    return replace(
+        quotes, times=quotes.times[used], forwards=quotes.forwards[used],
+        expiry=jnp.asarray(code.astype(np.asarray(quotes.expiry).dtype)),
+    )  # fmt: skip
+
+
+def pad(quotes: Quotes, num_quotes: int, num_expiries: int) -> Quotes:
+    """The same quotes with missing ones behind them: chains of one shape share compiled code.
+
+    Args:
+        quotes: N options, E expiries.
+        num_quotes: at least N.
+        num_expiries: at least E; added expiries are a year apart and have the last forward.
+
+    Raises:
+        DataError: where there are more already.
+    """
+    n, e = num_quotes - quotes.num_quotes, num_expiries - quotes.num_expiries
+    if n < 0 or e < 0:
+        got = f"{quotes.num_quotes} and {quotes.num_expiries}"
+        raise DataError(f"pad: expected at most {num_quotes} quotes and {num_expiries} expiries, "
+                        f"got {got}; pad to more")  # fmt: skip
+    fill = {"log_moneyness": 0.0, "mid": jnp.nan, "half_spread": jnp.nan, "sign": 1.0, "expiry": 0}
+    longer = {k: jnp.pad(getattr(quotes, k), (0, n), constant_values=v) for k, v in fill.items()}
+    later = quotes.times[-1] + jnp.arange(1, e + 1, dtype=quotes.times.dtype)
+    return replace(
+        quotes, **longer, times=jnp.concatenate([quotes.times, later]),
+        forwards=jnp.pad(quotes.forwards, (0, e), mode="edge"),
+    )  # fmt: skip
 
 
 def errors_in_spreads(quotes: Quotes, volatility: Any, least: Any = 1e-4) -> Any:
