@@ -213,7 +213,7 @@ def vega(forward: Any, strike: Any, deviation: Any) -> Array:
 
 
 def _arrays(*values: Any) -> list[Array]:
-    dtype = jnp.result_type(*values, jnp.float32)
+    dtype = jnp.result_type(*values, float)
     return jnp.broadcast_arrays(*(jnp.asarray(v, dtype) for v in values))
 
 
@@ -315,4 +315,7 @@ def implied_volatility(price: Any, forward: Any, strike: Any, time: Any, sign: A
     time = jnp.asarray(time)
     positive = time > 0
     root = jnp.where(positive, jnp.sqrt(jnp.where(positive, time, 1)), jnp.nan)
-    return implied_deviation(price, forward, strike, sign) / root
+    s = implied_deviation(price, forward, strike, sign)
+    # A NaN here must not reach the gradient of those who mask it.
+    known = jnp.isfinite(s)
+    return jnp.where(known, jnp.where(known, s, 1) / root, s)
