@@ -63,12 +63,12 @@ class Quotes:
     @property
     def time(self) -> Any:
         """(N,), years to the expiry of every quote."""
-        return jnp.take(self.times, self.expiry, axis=-1)
+        return jnp.take_along_axis(jnp.asarray(self.times), jnp.asarray(self.expiry), axis=-1)
 
     @property
     def forward(self) -> Any:
         """(N,), forward to the expiry of every quote."""
-        return jnp.take(self.forwards, self.expiry, axis=-1)
+        return jnp.take_along_axis(jnp.asarray(self.forwards), jnp.asarray(self.expiry), axis=-1)
 
     @property
     def strike(self) -> Any:
