@@ -254,7 +254,7 @@ CORRUPTIONS = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(CORRUPTIONS, st.sampled_from(["missing", "drop"]), st.integers(0, 5))
 def test_nothing_vanishes_without_a_word(corruptions, bad, doubles):
     chain = a_chain()
