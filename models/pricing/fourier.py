@@ -1,0 +1,186 @@
+"""Prices of European options from a characteristic function.
+
+Lewis' formula with Black–Scholes as control variate. With k = log(K / F),
+
+    C / F = B(k, w) + e^(k/2) / pi ∫_0^∞ Re[e^(-iuk) (g(u) - f(u))] du / (u² + 1/4),
+
+f(u) = E exp(i (u - i/2) x), g the same of a lognormal law of total variance w, and B its price. The
+variance w = -8 log f(0) makes the integrand vanish at 0 and takes away its poles at ±i/2. The
+integral is cut where f(u) / (1 + u²) has fallen to exp(-DEPTH), which a few steps of the secant
+method find for each maturity, and summed at Gauss–Legendre nodes, denser towards 0. So one rule
+serves maturities from minutes to decades. The error is that of the cut, below 1e-9 of the forward,
+unless the law's tails are so heavy that the integrand oscillates more often than there are nodes
+for; more `nodes` are the remedy, and the only setting.
+
+Prices are of a forward of 1 and undiscounted unless a function says otherwise. Their error is
+absolute: what is worth less than 1e-10 of the forward has no digits.
+
+Sources: Lewis (2000), Option Valuation under Stochastic Volatility; Andersen and Piterbarg (2010),
+Interest Rate Modeling 1, for the control variate; Merton (1976), Journal of Financial Economics 3,
+for the series.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import gammaln, xlogy
+
+from emprob.models.pricing import black
+from emprob.models.pricing.characteristic import Law, Merton
+
+NODES = 64
+MANY_NODES = 256  # where options are few
+TERMS = 128  # of Merton's series
+DEPTH = 26.0  # where the integral is cut: log(1 + u²) - log |f(u)|
+CROWDING = 3.0  # of the nodes towards 0: u = cut * sinh(CROWDING x) / sinh(CROWDING)
+STEPS = 5  # of the search for the cut
+LEAST = 1e-14  # total variance below which a price is its intrinsic value
+
+
+def calls(law: Law, log_moneyness: Any, times: Any, expiry: Any, nodes: int = NODES) -> jax.Array:
+    """Undiscounted prices of calls, over the forward.
+
+    The characteristic function is evaluated once for each maturity and node; what is left for each
+    option is a sum of sines and cosines.
+
+    Args:
+        law: of the price, see `characteristic`.
+        log_moneyness: (N,), log(strike / forward).
+        times: (E,), years to each maturity, nonnegative.
+        expiry: (N,), integers 0..E-1.
+        nodes: of the integral, static.
+
+    Returns:
+        (N,), differentiable in the law and the log-moneyness; NaN where an input is.
+    """
+    k = jnp.asarray(log_moneyness)
+    value, sign = _time_values(law, k, times, expiry, nodes)
+    return value + jnp.where(sign > 0, 0.0, -jnp.expm1(k))
+
+
+def volatilities(
+    law: Law, log_moneyness: Any, times: Any, expiry: Any, nodes: int = NODES
+) -> jax.Array:
+    """Implied volatilities, by the option that is out of the money.
+
+    Args:
+        law, log_moneyness, times, expiry, nodes: as in `calls`.
+
+    Returns:
+        (N,), NaN where the price has no digits left: within its error of worthless.
+    """
+    k, times, expiry = jnp.asarray(log_moneyness), jnp.asarray(times), jnp.asarray(expiry)
+    value, sign = _time_values(law, k, times, expiry, nodes)
+    return black.implied_volatility(value, 1.0, jnp.exp(k), times[expiry], sign)
+
+
+def price(
+    law: Law, forward: Any, strike: Any, time: Any, sign: Any = 1.0, nodes: int = MANY_NODES
+) -> jax.Array:
+    """Undiscounted prices of single options, each with its own maturity.
+
+    Args:
+        law: of the price, see `characteristic`.
+        forward, strike: positive; all arguments but the law are broadcast.
+        time: years to maturity, nonnegative.
+        sign: 1 for a call, -1 for a put.
+        nodes: of the integral, static.
+
+    Returns:
+        Prices in the shape of the arguments.
+    """
+    forward, strike, time, sign = jnp.broadcast_arrays(forward, strike, time, sign)
+    k = jnp.log(strike / forward).ravel()
+    value, out = (
+        a.reshape(forward.shape)
+        for a in _time_values(law, k, time.ravel(), np.arange(k.size), nodes)
+    )
+    return forward * value + jnp.where(sign == out, 0.0, sign * (forward - strike))
+
+
+def merton_series(
+    law: Merton, forward: Any, strike: Any, time: Any, sign: Any = 1.0, terms: int = TERMS
+) -> jax.Array:
+    """Undiscounted prices under Merton's law, as Black's formula given the number of jumps.
+
+    Args:
+        law: of the price.
+        forward, strike, time, sign: as in `price`.
+        terms: numbers of jumps summed over, 0..terms-1, static. They must reach well beyond the
+            expected number of jumps.
+
+    Returns:
+        Prices in the shape of the arguments, right to rounding, however small.
+    """
+    forward, strike, time, sign = jnp.broadcast_arrays(forward, strike, time, sign)
+    jumps = jnp.arange(terms, dtype=float).reshape((terms,) + (1,) * forward.ndim)
+    growth = law.jump_mean + 0.5 * law.jump_sd**2
+    expected = law.intensity * time
+    # log n^n is not finite at no jump, and none of its derivatives
+    weight = jnp.exp(xlogy(jumps, expected) - expected - gammaln(jumps + 1))
+    level = forward * jnp.exp(jumps * growth - expected * jnp.expm1(growth))
+    variance = law.sigma**2 * time + jumps * law.jump_sd**2
+    known = variance > 0
+    deviation = jnp.where(known, jnp.sqrt(jnp.where(known, variance, 1.0)), 0.0)
+    return (weight * black.black(level, strike, deviation, sign)).sum(0)
+
+
+def _time_values(
+    law: Law, k: jax.Array, times: Any, expiry: Any, nodes: int
+) -> tuple[jax.Array, jax.Array]:
+    """Prices of options out of the money over the forward (N,), and the sign of each."""
+    expiry = jnp.asarray(expiry)
+    u, real, imaginary, variance = _transform(law, jnp.asarray(times), nodes)
+    angle = u[expiry] * k[:, None]
+    integral = (real[expiry] * jnp.cos(angle) + imaginary[expiry] * jnp.sin(angle)).sum(-1)
+    sign = jnp.where(k >= 0, 1.0, -1.0)
+    control = black.black(1.0, jnp.exp(k), jnp.sqrt(variance)[expiry], sign)
+    return control + jnp.exp(0.5 * k) * integral, sign
+
+
+def _transform(law: Law, times: jax.Array, nodes: int) -> tuple[jax.Array, ...]:
+    """Nodes u (E, M), real and imaginary part of the weighted integrand, and w (E,).
+
+    Nodes and w are constants of differentiation: the integral does not depend on them.
+    """
+    fixed = jax.tree.map(jax.lax.stop_gradient, law)
+    variance = -8 * fixed.log_characteristic(-0.5j, times).real
+    variance = jax.lax.stop_gradient(jnp.maximum(variance, LEAST))[:, None]
+    cut = jax.lax.stop_gradient(_cut(fixed, times, variance[:, 0]))[:, None]
+    place, weight = _rule(nodes)
+    u = cut * place
+    quadratic = u * u + 0.25
+    value = jnp.exp(law.log_characteristic(u - 0.5j, times[:, None]))
+    # Nothing moves: the integral is 0, and so are its derivatives.
+    scale = jnp.where(variance > LEAST, cut * weight / (np.pi * quadratic), 0.0)
+    real = scale * (jnp.exp(-0.5 * variance * quadratic) - value.real)
+    return u, real, -scale * value.imag, variance[:, 0]
+
+
+def _rule(nodes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights on [0, 1]."""
+    x, weight = np.polynomial.legendre.leggauss(nodes)
+    x = 0.5 * CROWDING * (x + 1)
+    scale = np.sinh(CROWDING)
+    return np.sinh(x) / scale, 0.5 * CROWDING * weight * np.cosh(x) / scale
+
+
+def _cut(law: Law, times: jax.Array, variance: jax.Array) -> jax.Array:
+    """Where the depth is about DEPTH, (E,): it grows nearly like a power of u, up to the second."""
+
+    def depth(u):
+        found = -law.log_characteristic(u - 0.5j, times).real + jnp.log1p(u * u)
+        return jnp.maximum(found, 1e-3)
+
+    def step(_, state):
+        (u, h), (before, h_before) = state
+        power = jnp.log(h / h_before) / jnp.log(u / before)
+        power = jnp.where(jnp.isfinite(power), jnp.clip(power, 0.4, 2.0), 1.0)
+        later = u * jnp.clip((DEPTH / h) ** (1 / power), 0.02, 50.0)
+        return (later, depth(later)), (u, h)
+
+    start = jnp.sqrt(2 * DEPTH / variance)
+    first, second = (start, depth(start)), (0.5 * start, depth(0.5 * start))
+    return jax.lax.fori_loop(0, STEPS, step, (first, second))[0][0]
