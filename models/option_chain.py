@@ -177,21 +177,19 @@ def parity_forwards(chain: pd.DataFrame) -> pd.DataFrame:
         One row per expiry with a pair: `forward`, `discount`, `error` (weighted median half-width
         of the pairs' forwards between bid and ask), `pairs`.
     """
-    rows = {}
-    for expiry, rest in chain[chain["unit"].isin(["cash", "coin"])].groupby("expiry", sort=True):
-        pairs = _pairs(rest)
-        if len(pairs):
-            rows[expiry] = _parity(pairs)
+    pairs = _pairs(chain[chain["unit"].isin(["cash", "coin"])])
+    rows = {expiry: _parity(own) for expiry, own in pairs.groupby("expiry", sort=True)}
     columns = ["forward", "discount", "error", "pairs"]
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("expiry")
 
 
-def _pairs(rest: pd.DataFrame) -> pd.DataFrame:
+def _pairs(chain: pd.DataFrame) -> pd.DataFrame:
     """Strikes whose call and put both have two sides, with the difference of their mids."""
-    sound = rest[(rest["bid"] > 0) & (rest["ask"] >= rest["bid"]) & (rest["strike"] > 0)]
-    sound = sound.drop_duplicates(["strike", "type", "unit"], keep="last")
-    calls, puts = (sound[sound["type"] == kind] for kind in ("call", "put"))
-    both = calls.merge(puts, on=["strike", "unit"], suffixes=("", "_put"))
+    same, used = ["expiry", "strike", "unit"], ["bid", "ask", "discount"]
+    sound = chain[(chain["bid"] > 0) & (chain["ask"] >= chain["bid"]) & (chain["strike"] > 0)]
+    sound = sound.drop_duplicates([*same, "type"], keep="last")
+    calls, puts = (sound.loc[sound["type"] == kind, [*same, *used]] for kind in ("call", "put"))
+    both = calls.merge(puts, on=same, suffixes=("", "_put"))
     middle = (both["bid"] + both["ask"] - both["bid_put"] - both["ask_put"]) / 2
     width = (both["ask"] - both["bid"] + both["ask_put"] - both["bid_put"]) / 2
     return both.assign(difference=middle, width=width)
@@ -201,9 +199,8 @@ def _parity(pairs: pd.DataFrame) -> tuple[float, float, float, int]:
     """Forward, discount, error and number of pairs of one expiry."""
     strike, difference = pairs["strike"].to_numpy(), pairs["difference"].to_numpy()
     coin = (pairs["unit"] == "coin").to_numpy()
-    discount = float(pairs["discount"].median())
-    if np.isnan(discount):
-        discount = _slope(strike[~coin], -difference[~coin])
+    given = pairs["discount"].dropna()
+    discount = float(given.median()) if len(given) else _slope(strike[~coin], -difference[~coin])
     with np.errstate(divide="ignore", invalid="ignore"):
         forward = np.where(coin, strike / (1 - difference), strike + difference / discount)
         width = pairs["width"].to_numpy() * np.where(coin, forward**2 / strike, 1 / discount)
@@ -295,7 +292,7 @@ def _with_times(table: pd.DataFrame, now: Any, clock: Clock) -> pd.DataFrame:
 def _with_forwards(table: pd.DataFrame) -> pd.DataFrame:
     """Forward and discount, where they are not given, and where the forward is from."""
     given, discount = table["forward"], table["discount"]
-    parity = parity_forwards(table[table["time"] > 0])
+    parity = parity_forwards(table[(table["time"] > 0) & (given.isna() | discount.isna())])
     discount = discount.fillna(table["expiry"].map(parity["discount"]).astype(float))
     by_parity = table["expiry"].map(parity["forward"]).astype(float)
     by_spot = table["spot"] / discount
@@ -470,17 +467,22 @@ DETAILS = {
 
 def _report(table: pd.DataFrame, reasons: dict, dropped: np.ndarray) -> pd.DataFrame:
     """One row for every reason of every bad row."""
-    rows = []
+    names = table["instrument"].to_numpy(object)
+    parts = []
     for reason, which in reasons.items():
-        shown = DETAILS.get(reason, ("bid", "ask"))
-        for i in np.flatnonzero(which):
-            row = table.iloc[i]
-            detail = ", ".join(f"{name} {_short(row[name])}" for name in shown)
-            action = "dropped" if dropped[i] else "missing"
-            rows.append((i, table.index[i], row["instrument"], reason, detail, action))
-    rows.sort(key=lambda r: r[0])
+        bad = np.flatnonzero(which)
+        columns = DETAILS.get(reason, ("bid", "ask"))
+        shown = [[f"{c} {_short(x)}" for x in table[c].iloc[bad].tolist()] for c in columns]
+        parts.append(pd.DataFrame({
+            "at": bad, "row": table.index[bad], "instrument": names[bad], "reason": reason,
+            "detail": [", ".join(words) for words in zip(*shown)],
+            "action": np.where(dropped[bad], "dropped", "missing"),
+        }))  # fmt: skip
+    parts = [part for part in parts if len(part)]
     columns = ["row", "instrument", "reason", "detail", "action"]
-    return pd.DataFrame([r[1:] for r in rows], columns=columns)
+    if not parts:
+        return pd.DataFrame(columns=columns)
+    return pd.concat(parts).sort_values("at", kind="stable", ignore_index=True)[columns]
 
 
 def _short(value: Any) -> str:
