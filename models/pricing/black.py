@@ -18,6 +18,7 @@ Source: Black (1976), Journal of Financial Economics 3; Jäckel (2015), Let's be
 16(3), for the variable of the normal inverse. The coefficients are our own, from 60 digits.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -25,6 +26,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import ndtr
 
+# One program each when called outside of `jax.jit`, nothing inside.
+compiled = functools.partial(jax.jit, inline=True)
 LOG_ROOT_2PI = 0.9189385332046727
 ROOT_2PI = 2.5066282746310002
 # (z + 5) M(z) = sum of c_i ((z - 5) / (z + 5))^i for every z >= -1, to 2e-17.
@@ -122,6 +125,7 @@ def _intrinsic(forward: Array, strike: Array, sign: Array) -> Array:
 
 
 @jax.custom_jvp
+@compiled
 def _black(forward: Array, strike: Array, s: Array, sign: Array) -> Array:
     positive = s > 0
     above = _above_intrinsic(forward, strike, jnp.where(positive, s, 1))
@@ -130,6 +134,7 @@ def _black(forward: Array, strike: Array, s: Array, sign: Array) -> Array:
     return jnp.where(legal, price, jnp.nan)
 
 
+@compiled
 def _partials(forward: Array, strike: Array, s: Array, sign: Array) -> tuple[Array, Array]:
     """Derivatives by the forward and the strike; at s = 0 those of the intrinsic value."""
     positive = s > 0
@@ -146,7 +151,7 @@ def _black_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     forward, strike, s, sign = primals
     by_forward, by_strike = _partials(*primals)
     tangent = by_forward * tangents[0] + by_strike * tangents[1]
-    return _black(*primals), tangent + vega(forward, strike, s) * tangents[2] + 0 * tangents[3]
+    return _black(*primals), tangent + _vega(forward, strike, s) * tangents[2] + 0 * tangents[3]
 
 
 def black(forward: Any, strike: Any, deviation: Any, sign: Any = 1.0) -> Array:
@@ -203,7 +208,11 @@ def vega(forward: Any, strike: Any, deviation: Any) -> Array:
 
     By the volatility it is that times the root of the time.
     """
-    forward, strike, s = _arrays(forward, strike, deviation)
+    return _vega(*_arrays(forward, strike, deviation))
+
+
+@compiled
+def _vega(forward: Array, strike: Array, s: Array) -> Array:
     positive = s > 0
     safe = jnp.where(positive, s, 1)
     h, t = _log_moneyness(forward, strike) / safe, safe / 2
@@ -213,8 +222,9 @@ def vega(forward: Any, strike: Any, deviation: Any) -> Array:
 
 
 def _arrays(*values: Any) -> list[Array]:
-    dtype = jnp.result_type(*values, float)
-    return jnp.broadcast_arrays(*(jnp.asarray(v, dtype) for v in values))
+    arrays = [jnp.asarray(v) for v in values]
+    dtype = jnp.result_type(*arrays, float)
+    return jnp.broadcast_arrays(*(a.astype(dtype) for a in arrays))
 
 
 def _start(above: Array, gap: Array, low: Array, root: Array, x: Array) -> Array:
@@ -256,6 +266,7 @@ def _step(s: Array, x: Array, target: Array, upper: Array) -> Array:
 
 
 @jax.custom_jvp
+@compiled
 def _implied(price: Array, forward: Array, strike: Array, sign: Array) -> Array:
     gap, low = jnp.abs(forward - strike), jnp.minimum(forward, strike)
     above = price - _intrinsic(forward, strike, sign)
@@ -281,7 +292,7 @@ def _implied_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     safe = jnp.where(inner, s, 1)
     by_forward, by_strike = _partials(forward, strike, safe, sign)
     left = tangents[0] - by_forward * tangents[1] - by_strike * tangents[2] + 0 * tangents[3]
-    slope = vega(forward, strike, safe)
+    slope = _vega(forward, strike, safe)
     seen = inner & (slope > 0)
     tangent = jnp.where(seen, left / jnp.where(seen, slope, 1), 0 * left)
     return s, jnp.where(jnp.isnan(s), jnp.nan, tangent)
