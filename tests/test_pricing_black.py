@@ -246,6 +246,26 @@ def test_the_inverse_undoes_the_price_with_its_derivatives(x, s):
         np.testing.assert_allclose(slopes, [0.0, 0.0, 1.0], atol=1e-9)
 
 
+@pytest.mark.parametrize("strike", [90.0, 100.0, 100.0 + 1e-9, 110.0])
+def test_second_derivatives_have_no_kink_at_the_money(strike):
+    """Gamma, vanna and volga in closed form, and of the inverse by the strike."""
+    s = 0.2
+    upper = np.log(100.0 / strike) / s + s / 2
+    density = np.exp(-upper * upper / 2) / np.sqrt(2 * np.pi)
+    found = second_derivatives(jnp.array([100.0, strike, s]))
+    gamma, vanna = density / (100.0 * s), -density * (upper - s) / s
+    volga = 100.0 * density * upper * (upper - s) / s
+    np.testing.assert_allclose(found[0, 0], gamma, rtol=1e-12)
+    np.testing.assert_allclose(found[0, 2], vanna, rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(found[2, 2], volga, rtol=1e-12)
+    np.testing.assert_allclose(found[1, 1], gamma * (100.0 / strike) ** 2, rtol=1e-12)
+
+
+@jax.jit
+def second_derivatives(v):
+    return jax.hessian(lambda v: black(v[0], v[1], v[2]))(v)
+
+
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 @pytest.mark.parametrize("strike", [80.0, 100.0, 120.0])
 def test_no_derivative_is_nan_at_expiry(strike, sign):

@@ -104,9 +104,10 @@ def _mills(low: Array, high: Array, width: Array) -> tuple[Array, Array]:
 
 
 def _log_moneyness(forward: Array, strike: Array) -> Array:
-    """log(K / F), right to rounding at the money too, where the difference is exact."""
-    gap = strike - forward
-    return jnp.sign(gap) * jnp.log1p(jnp.abs(gap) / jnp.minimum(forward, strike))
+    """log(K / F), right to rounding at the money too, and smooth there (no absolute value)."""
+    gap, above = strike - forward, strike >= forward
+    up = jnp.log1p(jnp.where(above, gap, 0) / forward)
+    return jnp.where(above, up, -jnp.log1p(jnp.where(above, 0, -gap) / strike))
 
 
 def _above_intrinsic(forward: Array, strike: Array, s: Array) -> Array:
