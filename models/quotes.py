@@ -45,6 +45,12 @@ class Quotes:
     half_spread: Any
     sign: Any
 
+    def __post_init__(self):
+        # A tracer cannot index a NumPy array.
+        for name, value in vars(self).items():
+            if isinstance(value, np.ndarray):
+                object.__setattr__(self, name, jnp.asarray(value))
+
     @property
     def num_quotes(self) -> int:
         """N."""
@@ -63,12 +69,12 @@ class Quotes:
     @property
     def time(self) -> Any:
         """(N,), years to the expiry of every quote."""
-        return jnp.take_along_axis(jnp.asarray(self.times), jnp.asarray(self.expiry), axis=-1)
+        return jnp.take_along_axis(self.times, self.expiry, axis=-1)
 
     @property
     def forward(self) -> Any:
         """(N,), forward to the expiry of every quote."""
-        return jnp.take_along_axis(jnp.asarray(self.forwards), jnp.asarray(self.expiry), axis=-1)
+        return jnp.take_along_axis(self.forwards, self.expiry, axis=-1)
 
     @property
     def strike(self) -> Any:
