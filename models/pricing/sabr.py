@@ -11,6 +11,7 @@ Source: Hagan, Kumar, Lesniewski and Woodward (2002), Managing smile risk, Wilmo
 (A.59); Obłój (2008), Fine-tune your smile, arXiv:0708.0998.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from emprob.models.pricing.black import black
+from emprob.models.pricing.black import black, compiled
 
 # Below it the series of chi has its error under the rounding with nine terms.
 NEAR = 0.02
@@ -70,6 +71,7 @@ def _growth(level: Array, beta: Any, alpha: Any, nu: Any, rho: Any) -> Array:
     )
 
 
+@compiled
 def hagan(
     forward: Any,
     strike: Any,
@@ -100,6 +102,7 @@ def hagan(
     return first * (1 + _growth(level, beta, alpha, nu, rho) * time)
 
 
+@compiled
 def obloj(
     forward: Any,
     strike: Any,
@@ -129,6 +132,7 @@ def _sinhc(x: Array) -> Array:
     return jnp.where(near, series, jnp.sinh(large) / large)
 
 
+@compiled
 def normal_hagan(
     forward: Any,
     strike: Any,
@@ -176,6 +180,7 @@ def _slopes(
     return jax.jvp(slope, (strike,), (jnp.ones_like(strike),))
 
 
+@functools.partial(jax.jit, static_argnames="smile", inline=True)
 def density(
     forward: Any,
     strike: Any,
@@ -220,6 +225,7 @@ class Arbitrage(NamedTuple):
         return (self.butterfly > -1e-9) & (self.spread > -1e-9)
 
 
+@functools.partial(jax.jit, static_argnames=("smile", "points"), inline=True)
 def arbitrage(
     forward: Any,
     time: Any,

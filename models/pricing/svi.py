@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from emprob.models.pricing.black import compiled
+
 
 class Raw(NamedTuple):
     """Raw SVI: level, slope of the wings, their asymmetry, place and roundness of the minimum."""
@@ -54,6 +56,7 @@ class JumpWings(NamedTuple):
     minimum: Array
 
 
+@compiled
 def total_variance(k: Any, a: Any, b: Any, rho: Any, m: Any, sigma: Any) -> Array:
     """Volatility squared times the time, of raw SVI.
 
@@ -69,6 +72,7 @@ def total_variance(k: Any, a: Any, b: Any, rho: Any, m: Any, sigma: Any) -> Arra
     return a + b * (rho * y + jnp.sqrt(y * y + sigma * sigma))
 
 
+@compiled
 def from_natural(delta: Any, mu: Any, rho: Any, omega: Any, zeta: Any) -> Raw:
     """Raw parameters of natural ones."""
     left = 1 - jnp.square(rho)
@@ -77,6 +81,7 @@ def from_natural(delta: Any, mu: Any, rho: Any, omega: Any, zeta: Any) -> Raw:
     )
 
 
+@compiled
 def to_natural(a: Any, b: Any, rho: Any, m: Any, sigma: Any) -> Natural:
     """Natural parameters of raw ones."""
     root = jnp.sqrt(1 - jnp.square(rho))
@@ -85,6 +90,7 @@ def to_natural(a: Any, b: Any, rho: Any, m: Any, sigma: Any) -> Natural:
     )
 
 
+@compiled
 def from_jump_wings(variance: Any, skew: Any, put: Any, call: Any, minimum: Any, time: Any) -> Raw:
     """Raw parameters of jump wings.
 
@@ -105,6 +111,7 @@ def from_jump_wings(variance: Any, skew: Any, put: Any, call: Any, minimum: Any,
     return Raw(minimum * time - b * sigma * flat, b, rho, m, sigma)
 
 
+@compiled
 def to_jump_wings(a: Any, b: Any, rho: Any, m: Any, sigma: Any, time: Any) -> JumpWings:
     """Jump wings of raw parameters; `time` in years."""
     length = jnp.sqrt(jnp.square(m) + jnp.square(sigma))
@@ -123,6 +130,7 @@ def to_jump_wings(a: Any, b: Any, rho: Any, m: Any, sigma: Any, time: Any) -> Ju
 # -- SSVI ------------------------------------------------------------------------------------------
 
 
+@compiled
 def ssvi(k: Any, theta: Any, rho: Any, phi: Any) -> Array:
     """Total variance of SSVI.
 
@@ -136,6 +144,7 @@ def ssvi(k: Any, theta: Any, rho: Any, phi: Any) -> Array:
     return theta / 2 * (1 + rho * y + jnp.sqrt(y * y + 2 * rho * y + 1))
 
 
+@compiled
 def power_law(theta: Any, eta: Any, gamma: Any = 0.5) -> Array:
     """phi = eta / (theta^gamma (1 + theta)^(1 - gamma)).
 
@@ -145,6 +154,7 @@ def power_law(theta: Any, eta: Any, gamma: Any = 0.5) -> Array:
     return eta * theta**-gamma * (1 + theta) ** (gamma - 1)
 
 
+@compiled
 def heston_like(theta: Any, scale: Any) -> Array:
     """phi = (1 - (1 - exp(-x)) / x) / x with x = scale theta; free for scale >= (1 + |rho|) / 4."""
     x = jnp.asarray(theta) * scale
@@ -187,6 +197,7 @@ def _durrleman(k: Array, w: Array, slope: Array, curvature: Array) -> Array:
     )
 
 
+@compiled
 def durrleman(k: Any, a: Any, b: Any, rho: Any, m: Any, sigma: Any) -> Array:
     """Durrleman's function of raw SVI: its sign is that of the implied density.
 
@@ -229,6 +240,7 @@ def grid(width: float = 3.0, points: int = 1001) -> Array:
     return jnp.linspace(-width, width, points)
 
 
+@compiled
 def butterfly(a: Any, b: Any, rho: Any, m: Any, sigma: Any, k: Any = None) -> Array:
     """Margin of no butterfly arbitrage of slices of raw SVI.
 
@@ -248,6 +260,7 @@ def butterfly(a: Any, b: Any, rho: Any, m: Any, sigma: Any, k: Any = None) -> Ar
     return jnp.minimum(jnp.minimum(factor, lowest), wings)
 
 
+@compiled
 def calendar(a: Any, b: Any, rho: Any, m: Any, sigma: Any, k: Any = None) -> Array:
     """Margin of no arbitrage between neighbouring expiries of raw SVI.
 
