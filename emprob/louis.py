@@ -4,7 +4,8 @@ With z drawn given the data, S the score and H the Hessian of log p(y, z | param
 
     score of the objective = E[S],    information = -E[H] - cov(S),
 
-over draws that come in independent batches, whose spread says how well both are known.
+over draws that come in independent batches, each with its weight, whose spread says how well both
+are known.
 
 Source: Louis (1982), JRSS B 44(2).
 """
@@ -27,8 +28,8 @@ from emprob.curvature import (
     report_of,
     unflatten,
 )
-from emprob.simulation.draws import log_joint, over_atoms
-from emprob.types import Atoms
+from emprob.simulation.draws import batch_weights, log_joint, over_atoms
+from emprob.types import Atoms, Sample
 
 
 class Batches(NamedTuple):
@@ -38,21 +39,26 @@ class Batches(NamedTuple):
         score: (G, F), mean.
         square: (G, F, F), mean outer product of the scores.
         hessian: (G, F, F), mean.
+        log_weights: (G, S), log of what they count, see `Sample`.
     """
 
     score: np.ndarray | Array
     square: np.ndarray | Array
     hessian: np.ndarray | Array
+    log_weights: np.ndarray | Array
 
 
 @jax.jit
-def batch_moments(model: Any, coordinates: Mapping[str, Array], atoms: Atoms) -> Batches:
+def batch_moments(
+    model: Any, coordinates: Mapping[str, Array], atoms: Atoms, log_weights: Array
+) -> Batches:
     """Scores and Hessians by batch.
 
     Args:
         model: with plain integrals.
         coordinates: of the parameters, by site (see `chart.py`).
         atoms: by site, (G, draws, ...).
+        log_weights: (G, S).
     """
     point = flatten(model, coordinates)
 
@@ -62,7 +68,7 @@ def batch_moments(model: Any, coordinates: Mapping[str, Array], atoms: Atoms) ->
         prior = model.log_prior(params)
         return log_joint(model, params, z) + prior
 
-    def one(z: Atoms) -> Batches:
+    def one(z: Atoms) -> tuple[Array, Array, Array]:
         scores = over_atoms(lambda x: jax.grad(joint)(point, x), z)
 
         def mean(flat: Array) -> Array:
@@ -71,35 +77,40 @@ def batch_moments(model: Any, coordinates: Mapping[str, Array], atoms: Atoms) ->
 
         score, push = jax.linearize(mean, point)
         hessian = lax.map(push, jnp.eye(point.size))
-        return Batches(score, scores.T @ scores / len(scores), hessian)
+        return score, scores.T @ scores / len(scores), hessian
 
-    return lax.map(one, atoms)
+    return Batches(*lax.map(one, atoms), log_weights)
 
 
 def combined(batches: Batches) -> tuple[np.ndarray, np.ndarray]:
     """Score (F,) and information (F, F) of all draws."""
-    score, square, hessian = (np.asarray(x).mean(0) for x in batches)
+    weights = np.asarray(batch_weights(batches.log_weights))
+    score, square, hessian = (np.tensordot(weights, x, 1) / len(weights) for x in batches[:3])
     return score, -hessian - square + np.outer(score, score)
 
 
-def batch_moments_at(
-    model: Any, params: Mapping[str, Any], atoms: Mapping[str, Any], num_batches: int
-) -> Batches:
+def batch_moments_at(model: Any, params: Mapping[str, Any], drawn: Sample) -> Batches:
     """Scores and Hessians by batch, in float64.
 
     Args:
         model: a bound model with plain integrals.
         params: by site, constrained.
-        atoms: draws by site, (A, ...), batch after batch.
-        num_batches: independent batches among them.
+        drawn: of the latents there.
     """
     with jax.enable_x64(True):
         model, values = in_double(model), as_arrays(params)
+        count = len(drawn.log_weights)
         split = {
-            k: jnp.asarray(v).reshape(num_batches, -1, *np.shape(v)[1:]) for k, v in atoms.items()
+            k: jnp.asarray(v).reshape(count, -1, *np.shape(v)[1:]) for k, v in drawn.atoms.items()
         }
         w = coordinates_of(model, values)
-        return jax.tree.map(np.asarray, batch_moments(model, w, split))
+        return jax.tree.map(np.asarray, batch_moments(model, w, split, drawn.log_weights))
+
+
+def effective_count(samples: Sequence[Batches]) -> float:
+    """How many batches that count alike would know as much."""
+    weights = batch_weights(np.concatenate([s.log_weights for s in samples]))
+    return float(len(weights) / np.mean(np.asarray(weights) ** 2))
 
 
 def louis(model: Any, params: Mapping[str, Any], samples: Sequence[Batches]) -> UncertaintyReport:
@@ -113,10 +124,10 @@ def louis(model: Any, params: Mapping[str, Any], samples: Sequence[Batches]) -> 
     Returns:
         The report, with the `replicas` that its Monte Carlo errors are computed from.
     """
-    found = Batches(*(np.mean(x, 0) for x in zip(*samples, strict=True)))
-    count = len(found.score)
-    rest = [np.delete(np.arange(count), g) for g in range(count)]
-    without = [combined(Batches(*(x[r] for x in found))) for r in rest]
+    found = Batches(*(np.concatenate(x) for x in zip(*samples, strict=True)))
+    count = len(samples[0].score)
+    chain = np.arange(len(found.score)) % count
+    without = [combined(Batches(*(x[chain != g] for x in found))) for g in range(count)]
     scores, matrices = (np.stack(x) for x in zip(*without, strict=True))
     score, information = combined(found)
     with jax.enable_x64(True):

@@ -68,6 +68,12 @@ def prepared(estep: Any, model: Any, params: Any, key: Any) -> Any:
     return estep if prepare is None else prepare(model, params, jax.random.key_data(key))
 
 
+def sized(estep: Any, model: Any, params: Any, key: Any) -> Any:
+    """The E-step as large as its draws at the end of a run have to be."""
+    size = getattr(estep, "sized", None)
+    return estep if size is None else size(model, params, key)
+
+
 def _run(loop: Any, chunks: list[Info], note: str, start: Start) -> Run:
     trace = {
         k: np.concatenate([getattr(c, k) for c in chunks]) if chunks else np.zeros(0)
@@ -96,6 +102,7 @@ def finished(session: Session, method: EM, run: Run, memory: Any, key: Any) -> t
     estep = _drawing(method).final()
     if run.status in (Status.NON_FINITE, Status.INTERRUPTED):
         return run, None, None
+    estep = sized(estep, model, run.params, key)
     try:
         settled = session.clock.run(lambda: settle(model, estep, run.params, memory, key))
     except KeyboardInterrupt:

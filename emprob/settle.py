@@ -31,9 +31,10 @@ from emprob.curvature import (
 )
 from emprob.estep.unsolved import is_solved
 from emprob.importance import corrected
-from emprob.louis import batch_moments_at, louis
+from emprob.louis import batch_moments_at, effective_count, louis
 from emprob.model import LatentModel
 from emprob.precision import to_numpy
+from emprob.simulation.draws import evened
 from emprob.simulation.fitted import fitted_evidence
 from emprob.simulation.pathwise import BATCHES, draws_per_batch, pathwise
 from emprob.types import Params, SimulatedEStep
@@ -42,7 +43,9 @@ MAX_NEWTON = 12
 FINITE_K = 0.5  # Pareto k of weights above which their variance is not finite
 MAX_SAMPLES = 16  # of the E-step's final draws, for Louis' identity
 LONGEST = 1.0  # of a step, in any coordinate (logs and log-odds)
-CLEAR = 0.25  # standard errors of the parameters: noise of which no more samples are needed
+LEAST_COUNT = 8.0  # batches, if they counted alike, for a spread that tells an error
+BLURRED = 0.5  # error of the information, relative to it: the most that steps are told with
+CLEAR = 0.1  # standard errors of the parameters: noise of which no more samples are needed
 ENOUGH = 1000  # draws of the importance sampler for log Z
 
 
@@ -96,7 +99,7 @@ class Settled(NamedTuple):
 
 @partial(jax.jit, static_argnames="estep")
 def sample(model: LatentModel, estep: SimulatedEStep, params: Params, memory: Any):
-    """Draws by site, (A, ...), an estimate of log Z or NaN, and the memory after them."""
+    """Draws, and the memory after them."""
     return estep.sample(model, params, memory)
 
 
@@ -147,13 +150,16 @@ class Samples:
         arrays = {k: jnp.asarray(v) for k, v in params.items()}
         found = []
         for count in range(1, MAX_SAMPLES + 1):
-            atoms, _, self.memory = sample(self.model, self.estep, arrays, self.memory)
-            found.append(batch_moments_at(self.model, params, atoms, self.estep.num_batches))
+            drawn, self.memory = sample(self.model, self.estep, arrays, self.memory)
+            found.append(batch_moments_at(self.model, params, drawn))
             if count & (count - 1):
                 continue  # look at 1, 2, 4, ... samples
             report = louis(self.model, params, found)
             noise = noise_of(report)
-            if noise <= CLEAR or (report.score_norm > 4.0 * noise and report.identified):
+            known = blur_of(report) <= BLURRED and effective_count(found) >= LEAST_COUNT
+            if (noise <= CLEAR and known) or (
+                report.score_norm > 4.0 * noise and report.identified
+            ):
                 break
         return report
 
@@ -163,6 +169,16 @@ def noise_of(report: UncertaintyReport) -> float:
     steps = [r.newton_step()[report.free] for r in report.without]
     root = np.linalg.cholesky(_definite(report.information))
     return float(np.sqrt((jackknife([root.T @ s for s in steps]) ** 2).sum()))
+
+
+def blur_of(report: UncertaintyReport) -> float:
+    """Monte Carlo error of the information, relative to it, in the worst direction."""
+    inverse = np.linalg.inv(np.linalg.cholesky(_definite(report.information)))
+    apart = np.stack([inverse @ (r.information - report.information) @ inverse.T
+                      for r in report.without])  # fmt: skip
+    count = len(apart)
+    square = (count - 1) / count * np.einsum("gij,gkj->ik", apart, apart)
+    return float(np.sqrt(np.linalg.eigvalsh(square).max(initial=0.0)))
 
 
 def _definite(matrix: np.ndarray) -> np.ndarray:
@@ -197,9 +213,9 @@ def evidence(model: LatentModel, params: Mapping[str, Any], key: Any, num: int) 
 
 
 def final_draws(model: LatentModel, estep: Any, params: Mapping, memory: Any) -> dict:
-    """Draws of the latents at the estimate, by site (A, ...)."""
+    """Draws of the latents at the estimate that all count alike, by site (A, ...)."""
     arrays = {k: jnp.asarray(v) for k, v in params.items()}
-    return to_numpy(sample(model, estep, arrays, memory)[0])
+    return to_numpy(evened(sample(model, estep, arrays, memory)[0]))
 
 
 def evidence_of(

@@ -25,6 +25,21 @@ class Posterior(NamedTuple):
     atoms: tuple[Atoms, ...] = ()
 
 
+class Sample(NamedTuple):
+    """Draws of the latents given the data, in independent batches, one after another.
+
+    Attributes:
+        atoms: by continuous latent, (A, ...).
+        log_weights: (G, S), log of what each of G batches counts in each of S series that are
+            independent given the parameters; zeros where batches count alike.
+        log_partition: an estimate of log Z, or NaN.
+    """
+
+    atoms: Atoms
+    log_weights: Array
+    log_partition: Array
+
+
 class State(NamedTuple):
     """What an algorithm carries from step to step. `memory` is its own."""
 
@@ -106,8 +121,8 @@ class SimulatedEStep(Protocol):
         """The posterior, and the memory after it."""
         ...
 
-    def sample(self, model: Any, params: Params, memory: Any) -> tuple[Atoms, Array, Any]:
-        """Draws by site (A, ...), log Z or NaN, and the memory after them."""
+    def sample(self, model: Any, params: Params, memory: Any) -> tuple[Sample, Any]:
+        """Draws, and the memory after them."""
         ...
 
     def log_evidence(self, model: Any, params: Params, memory: Any, key: Array) -> Any:

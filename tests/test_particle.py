@@ -23,6 +23,7 @@ from emprob.particle.guided import Automatic, Guided
 from emprob.particle.paths import smooth
 from emprob.particle.proposal import Bootstrap
 from emprob.particle.settings import Settings
+from emprob.simulation.draws import evened, mean_and_error
 
 
 def walk(y):
@@ -281,6 +282,46 @@ def test_discrete_and_continuous_states_together(key):
     np.testing.assert_allclose(
         np.asarray(out.discrete["s"]).reshape(-1, 5).mean(0), weights @ paths, atol=0.02
     )
+
+
+# -- independent filters --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("program", [walk, panel])
+def test_filters_count_by_their_evidence(program, key):
+    """A few particles: filters that count alike are biased; by their evidence they are not."""
+    y = 2.0 * np.stack([series(12, seed=s) for s in range(3)], 1)
+    model = ep.bind(program, y if program is panel else y[:, 0])
+    many = ep.Particle(
+        proposal=Bootstrap(), num_particles=8, num_filters=4096, num_draws=4096, max_draws=4096
+    )
+    sample = jax.jit(lambda key: many.sample(model, PHI, many.init(model, PHI, key)))
+    drawn, memory = sample(key)
+    z = drawn.atoms["z"]
+    values = (z[:, 1:] * z[:, :-1]).reshape(len(z), -1).sum(1)  # what the score of phi is made of
+    exact = moments(model, PHI, 0)["z"]
+    want = (exact.mean[1:] * exact.mean[:-1] + exact.pairwise.reshape(exact.mean[1:].shape)).sum()
+    alike, error = mean_and_error(values, jnp.ones(4096))
+    assert abs(alike - want) > 20 * error
+    mean, error = mean_and_error(values, memory.weights)
+    assert abs(mean - want) < 3.5 * error
+    assert error < 0.25 * abs(alike - want)
+    assert drawn.log_partition == pytest.approx(float(model.log_partition(PHI)), abs=0.2)
+    even = evened(drawn)["z"]
+    there = (even[:, 1:] * even[:, :-1]).reshape(len(even), -1).sum(1).mean()
+    assert abs(there - want) < 0.25 * abs(alike - want) + 4 * error
+
+
+def test_particles_grow_where_filters_disagree(key):
+    y = np.cumsum(np.random.default_rng(3).normal(size=40)) * 0.6
+    model, params = ep.bind(walk, y), PHI
+    few = ep.Particle(proposal=Bootstrap(), num_particles=8, num_draws=1024).final()
+    logs = few._evidences(model, params, key)
+    assert logs.var(0).sum() > 1.0
+    more = few.sized(model, params, key)
+    assert more.num_particles > 8 and more.num_draws < few.num_draws
+    assert more._evidences(model, params, key).var(0).sum() < 1.0
+    assert any("count like" in s for s in few.alarms(model, params, few.init(model, params, key)))
 
 
 # -- series in a plate --------------------------------------------------------------------------

@@ -24,11 +24,11 @@ from emprob.integral.expectation import problem
 from emprob.louis import batch_moments_at, louis
 from emprob.objective import score
 from emprob.posterior import marginals
-from emprob.simulation.draws import log_joint, mean_and_error, plain, posterior_at
+from emprob.simulation.draws import alike, log_joint, mean_and_error, plain, posterior_at
 from emprob.simulation.gaussian import coloured, near, whitened
 from emprob.simulation.pathwise import pathwise
 from emprob.simulation.statistics import number_of_statistics, reference, shares
-from emprob.types import SimulatedEStep
+from emprob.types import Sample, SimulatedEStep
 
 RNG = np.random.default_rng(0)
 GROUP = np.repeat(np.arange(6), 5)
@@ -115,7 +115,7 @@ def test_draws_have_the_moments_of_the_posterior(kernel, random_effects):
     exact = marginals(random_effects, PARAMS)["b"]
     atoms, _ = drawn(kernel, random_effects, PARAMS, 1600)
     for f, want in ((lambda z: z, exact.mean), (lambda z: z**2, exact.variance + exact.mean**2)):
-        mean, error = mean_and_error(f(atoms["b"]), kernel.num_batches)
+        mean, error = mean_and_error(f(atoms["b"]), jnp.ones(kernel.num_batches))
         assert (np.abs(mean - want) < 4.5 * error + 1e-9).all()
         assert (error < 0.1).all()
 
@@ -127,7 +127,7 @@ def test_kernels_on_a_chain_agree(chain):
     found = []
     for kernel in kernels:
         atoms, _ = drawn(kernel, chain, VOL, 3200)
-        found.append(mean_and_error(atoms["h"], kernel.num_batches))
+        found.append(mean_and_error(atoms["h"], jnp.ones(kernel.num_batches)))
     for mean, error in found[1:]:
         gap = np.abs(mean - found[0][0]) / np.hypot(error, found[0][1])
         assert gap.max() < 5.0 and gap.mean() < 1.3
@@ -212,8 +212,8 @@ def test_louis_information_is_the_observed_information(random_effects, exact_fit
     """From independent exact draws, within the errors that it states."""
     params = {k: jnp.asarray(v) for k, v in exact_fit.params.items()}
     draws = exact_fit.posterior["b"].sample(0, 8192)
-    report = louis(random_effects, params, [batch_moments_at(random_effects, params,
-                                                            {"b": draws}, 16)])  # fmt: skip
+    drawn = Sample({"b": jnp.asarray(draws)}, alike(16), jnp.nan)
+    report = louis(random_effects, params, [batch_moments_at(random_effects, params, drawn)])
     jacobian = np.eye(3)
     want = np.sqrt(np.diag(exact_fit.uncertainty.covariance_of(jacobian)))
     found = np.sqrt(np.diag(report.covariance_of(jacobian)))
@@ -286,6 +286,34 @@ def test_stated_monte_carlo_errors_cover_the_optimum(name, exact_fit, monkeypatc
     z = np.array(found)
     assert (np.abs(z) < 2).mean() > 0.85
     assert 0.5 < z.std() < 1.5
+
+
+def level(y):
+    q = numpyro.sample("q", dist.HalfNormal(2.0))
+    r = numpyro.sample("r", dist.HalfNormal(2.0))
+
+    def step(x, y):
+        x = numpyro.sample("x", dist.Normal(x, q))
+        numpyro.sample("y", dist.Normal(x, r), obs=y)
+        return x, None
+
+    scan(step, numpyro.sample("x0", dist.Normal(0.0, 3.0)), y)
+
+
+@pytest.mark.slow
+def test_stated_errors_of_few_particles_cover_the_optimum(monkeypatch):
+    """Bootstrap filters whose log-evidence has a standard deviation of one, twenty keys."""
+    rng = np.random.default_rng(5)
+    y = np.cumsum(0.5 * rng.normal(size=60)) + 0.8 * rng.normal(size=60)
+    model = ep.bind(level, y)
+    want = ep.fit(model, ep.EM(), tol=1e-9, progress=False).summary()
+    monkeypatch.setattr(settle, "is_solved", lambda model: False)
+    method = ep.EM(ep.Particle(proposal=ep.Bootstrap(), num_particles=64))
+    found = [ep.fit(model, method, progress=False, key=k).summary() for k in range(20)]
+    z = np.array([(f["estimate"] - want["estimate"]) / f["mc_error"] for f in found])
+    assert (np.abs(z) < 2).mean() > 0.85
+    assert 0.5 < z.std() < 1.5
+    assert (np.array([f["mc_error"] / want["se"] for f in found]) < 0.2).all()
 
 
 def test_nothing_is_traced_twice():

@@ -8,8 +8,9 @@ from jax import Array
 
 from emprob.estep.simulated import Kernel, Simulated
 from emprob.model import LatentModel
+from emprob.simulation.draws import alike
 from emprob.simulation.nuts import NUTS
-from emprob.types import Atoms, Params
+from emprob.types import Params, Sample
 
 
 class Memory(NamedTuple):
@@ -58,9 +59,7 @@ class MonteCarlo(Simulated):
         first, second = jax.random.split(key)
         return Memory(second, self.kernel.init(model, params, first))
 
-    def sample(
-        self, model: LatentModel, params: Params, memory: Memory
-    ) -> tuple[Atoms, Array, Memory]:
+    def sample(self, model: LatentModel, params: Params, memory: Memory) -> tuple[Sample, Memory]:
         key, now = jax.random.split(memory.key)
         atoms, value, state = self.kernel.draw(model, params, memory.state, now, self.num_draws)
-        return atoms, value, Memory(key, state)
+        return Sample(atoms, alike(self.num_batches), value), Memory(key, state)

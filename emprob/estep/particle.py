@@ -1,6 +1,6 @@
 """The E-step by particles: filter forwards, draw paths backwards."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -16,17 +16,24 @@ from emprob.particle.alarm import alarms
 from emprob.particle.guided import Automatic
 from emprob.particle.paths import Paths, smooth
 from emprob.particle.proposal import Proposal
+from emprob.particle.resampling import log_mean
 from emprob.particle.settings import Settings
 from emprob.settle import Evidence
-from emprob.types import Atoms, Params
+from emprob.simulation.draws import batch_weights, mean_and_error
+from emprob.types import Params, Sample
 
 REPLICATES = 4  # of all filters, for the evidence at the estimate
+MOST_VARIANCE = 0.5  # of a filter's log-evidence, for draws that standard errors are told from
+MOST_PARTICLES = 4096
+LEAST_PATHS = 32  # of each filter
+LEAST_FILTERS = 4.0  # that count, of those whose spread tells the Monte Carlo error
 
 
 class Memory(NamedTuple):
-    """The key of the next draws."""
+    """The key of the next draws, and what each filter of the last counted, (num_filters,)."""
 
     key: Array
+    weights: Array
 
 
 @dataclass(frozen=True)
@@ -78,16 +85,19 @@ class Particle(Simulated):
         return self.num_filters
 
     def init(self, model: LatentModel, params: Params, key: Array) -> Memory:
-        return Memory(key)
+        return Memory(key, jnp.ones(self.num_filters))
 
-    def sample(
-        self, model: LatentModel, params: Params, memory: Memory
-    ) -> tuple[Atoms, Array, Memory]:
+    def sample(self, model: LatentModel, params: Params, memory: Memory) -> tuple[Sample, Memory]:
+        """Paths, each filter's as far as its estimate of the evidence goes."""
         key, now = jax.random.split(memory.key)
         paths = self.paths(model, params, now)
         atoms = {k: v.reshape(-1, *v.shape[2:]) for k, v in paths.atoms.items()}
-        value = jax.nn.logsumexp(paths.log_evidence) - jnp.log(self.num_filters)
-        return atoms, value, Memory(key)
+        logs = paths.by_series
+        drawn = Sample(atoms, logs, log_mean(logs).sum())
+        return drawn, Memory(key, batch_weights(logs))
+
+    def promise(self, rises: Array, memory: Memory) -> tuple[Array, Array]:
+        return mean_and_error(rises, memory.weights)
 
     def paths(self, model: LatentModel, params: Params, key: Array) -> Paths:
         """Of every filter, with a first axis of filters."""
@@ -103,22 +113,61 @@ class Particle(Simulated):
         self, model: LatentModel, params: Params, memory: Memory | None, key: Array
     ) -> Evidence:
         """From all filters, several times over, with the error that their spread tells."""
-        found = np.concatenate(
-            [
-                np.asarray(_some(model, self, params, k).log_evidence)
-                for k in jax.random.split(key, REPLICATES)
-            ]
-        )
-        z = np.exp(found - found.max())
-        value = float(found.max() + np.log(z.mean()))
-        error = float(z.std(ddof=1) / z.mean() / np.sqrt(len(z)))
-        how = f"{len(z)} particle filters of {self.num_particles} particles"
+        logs = self._evidences(model, params, key)
+        value, error = _evidence(logs)
+        how = f"{len(logs)} particle filters of {self.num_particles} particles"
         return Evidence(value, error, float("nan"), how)
+
+    def _evidences(self, model: LatentModel, params: Params, key: Array) -> np.ndarray:
+        """log Z of each series by independent filters, (REPLICATES * num_filters, S)."""
+        keys = jax.random.split(key, REPLICATES)
+        return np.concatenate([_logs(model, self, params, k) for k in keys])
+
+    def sized(self, model: LatentModel, params: Params, key: Array) -> "Particle":
+        """With so many particles that independent filters count about alike at an estimate.
+
+        The variance of the log-evidence falls like one over their number. Paths are fewer as
+        particles are more, so that a sample takes as long as before.
+
+        Source: Pitt, Silva, Giordani and Kohn (2012), Journal of Econometrics 171.
+        """
+        logs = self._evidences(model, params, key)
+        spread = float(logs.var(0, ddof=1).sum())
+        if not spread > MOST_VARIANCE:
+            return self
+        times = 2 ** int(np.ceil(np.log2(min(spread / MOST_VARIANCE, MOST_PARTICLES))))
+        num = max(self.num_particles, min(self.num_particles * times, MOST_PARTICLES))
+        least = min(LEAST_PATHS * self.num_filters, self.num_draws)
+        draws = max(self.num_draws * self.num_particles // num, least)
+        return replace(self, num_particles=num, num_draws=draws, max_draws=draws)
 
     def alarms(self, model: LatentModel, params: Params, memory: Memory) -> tuple[str, ...]:
         paths = jax.tree.map(np.asarray, _some(model, self, params, memory.key))
-        first = jax.tree.map(lambda x: x[0], paths)
-        return alarms(first, self.num_particles)
+        _, error = _evidence(paths.by_series)
+        first = jax.tree.map(lambda x: x[0], paths)._replace(log_evidence_variance=error**2)
+        said = alarms(first, self.num_particles)
+        count = len(paths.by_series) / np.mean(batch_weights(paths.by_series) ** 2)
+        if count >= LEAST_FILTERS:
+            return said
+        uneven = (
+            f"Filters: {self.num_filters} filters count like {count:.1f}, so uneven are their "
+            "estimates of the evidence: Monte Carlo errors lean low. Use more particles, or "
+            "Guided()."
+        )
+        return (*said, uneven)
+
+
+def _evidence(logs: np.ndarray) -> tuple[float, float]:
+    """log Z and its standard error from independent filters, (G, S)."""
+    z = np.exp(logs - logs.max(0))
+    mean = z.mean(0)
+    error = z.std(0, ddof=1) / mean / np.sqrt(len(z))
+    return float((logs.max(0) + np.log(mean)).sum()), float(np.sqrt((error**2).sum()))
+
+
+@partial(jax.jit, static_argnames="estep")
+def _logs(model: LatentModel, estep: Particle, params: Params, key: Array) -> Array:
+    return estep.paths(model, params, key).by_series  # the paths are not computed
 
 
 @partial(jax.jit, static_argnames="estep")

@@ -11,7 +11,7 @@ from jax import Array
 from emprob.estep.simulated import Kernel
 from emprob.model import LatentModel
 from emprob.settle import ENOUGH, Evidence, evidence
-from emprob.simulation.draws import plain, posterior_at
+from emprob.simulation.draws import alike, plain, posterior_at
 from emprob.simulation.nuts import NUTS
 from emprob.simulation.statistics import (
     MANY,
@@ -20,7 +20,7 @@ from emprob.simulation.statistics import (
     reference,
     shares,
 )
-from emprob.types import Atoms, Capabilities, Params, Posterior
+from emprob.types import Atoms, Capabilities, Params, Posterior, Sample
 
 
 class Memory(NamedTuple):
@@ -149,14 +149,12 @@ class SAEM:
         memory = Memory(key, state, memory.count + 1, atoms, new, memory.reference)
         return posterior_at(model, params, atoms, new, jnp.full((), jnp.nan)), memory
 
-    def sample(
-        self, model: LatentModel, params: Params, memory: Memory
-    ) -> tuple[Atoms, Array, Memory]:
+    def sample(self, model: LatentModel, params: Params, memory: Memory) -> tuple[Sample, Memory]:
         key, now = jax.random.split(memory.key)
         atoms, value, state = self.kernel.draw(
             model, params, memory.state, now, self.final_draws
         )  # fmt: skip
-        return atoms, value, memory._replace(key=key, state=state)
+        return Sample(atoms, alike(self.num_batches), value), memory._replace(key=key, state=state)
 
     def log_evidence(
         self, model: LatentModel, params: Params, memory: Memory, key: Array

@@ -12,8 +12,8 @@ from emprob.estep.unsolved import is_solved
 from emprob.model import LatentModel
 from emprob.particle.proposal import Bootstrap
 from emprob.settle import ENOUGH, Evidence, evidence
-from emprob.simulation.draws import mean_and_error, plain, posterior_at
-from emprob.types import Atoms, Capabilities, Params, Posterior
+from emprob.simulation.draws import batch_weights, mean_and_error, plain, posterior_at
+from emprob.types import Atoms, Capabilities, Params, Posterior, Sample
 
 GROWTH = 8  # of the number of draws, when noise hides the gain: few sizes are compiled
 
@@ -39,7 +39,7 @@ class Kernel(Protocol):
 
 
 class Simulated(ABC):
-    """An E-step whose draws all count alike, and grow in number when noise hides the gain."""
+    """An E-step whose draws grow in number when noise hides the gain."""
 
     num_draws: int
     max_draws: int
@@ -83,18 +83,20 @@ class Simulated(ABC):
         """The memory before the first step."""
 
     @abstractmethod
-    def sample(self, model: LatentModel, params: Params, memory: Any) -> tuple[Atoms, Array, Any]:
-        """`num_draws` draws by site (A, ...), log Z or NaN, and the memory after them."""
+    def sample(self, model: LatentModel, params: Params, memory: Any) -> tuple[Sample, Any]:
+        """`num_draws` draws, and the memory after them."""
 
     def adapted(self, model: LatentModel) -> LatentModel:
         return plain(model)
 
     def update(self, model: LatentModel, params: Params, memory: Any) -> tuple[Posterior, Any]:
         """The posterior by fresh draws, and the memory after them."""
-        atoms, value, memory = self.sample(model, params, memory)
-        count = len(next(iter(atoms.values())))
-        shares = jnp.full(count, 1.0 / count)
-        return posterior_at(model, params, atoms, shares, value), memory
+        drawn, memory = self.sample(model, params, memory)
+        count = len(next(iter(drawn.atoms.values())))
+        weights = batch_weights(drawn.log_weights)
+        shares = jnp.repeat(weights / count, count // len(weights))
+        value = drawn.log_partition
+        return posterior_at(model, params, drawn.atoms, shares, value), memory
 
     def log_evidence(self, model: LatentModel, params: Params, memory: Any, key: Array) -> Evidence:
         if is_solved(model) or not model.structure.timed:
@@ -109,7 +111,7 @@ class Simulated(ABC):
         return ()
 
     def promise(self, rises: Array, memory: Any) -> tuple[Array, Array]:
-        return mean_and_error(rises, self.num_batches)
+        return mean_and_error(rises, jnp.ones(self.num_batches))
 
     def adopts(self, gain: Array, error: Array) -> Array:
         return gain > float(ndtri(self.confidence)) * error

@@ -13,9 +13,9 @@ from numpyro.infer.autoguide import AutoNormal
 from emprob.estep.simulated import Simulated
 from emprob.model import LatentModel
 from emprob.settle import Evidence
-from emprob.simulation.draws import log_joint, mean_and_error
+from emprob.simulation.draws import alike, log_joint, mean_and_error
 from emprob.simulation.guide import Guide, guide_of
-from emprob.types import Atoms, Params
+from emprob.types import Params, Sample
 
 ADAM = optax.adam(0.02)
 BATCHES = 16
@@ -99,9 +99,7 @@ class Variational(Simulated):
         memory = Memory(key, guide.start, self.optimizer.init(guide.start))
         return self._climbed(model, params, guide, memory, self.num_first)
 
-    def sample(
-        self, model: LatentModel, params: Params, memory: Memory
-    ) -> tuple[Atoms, Array, Memory]:
+    def sample(self, model: LatentModel, params: Params, memory: Memory) -> tuple[Sample, Memory]:
         """Move the guide, and draw from it: by site (A, ...), the bound, the memory after them."""
         guide = guide_of(model, self.guide)
         memory = self._climbed(model, params, guide, memory, self.num_steps)
@@ -109,7 +107,7 @@ class Variational(Simulated):
         num = -(-self.num_draws // BATCHES) * BATCHES
         drawn = jax.vmap(lambda k: guide.draw(memory.free, k))(jax.random.split(now, num))
         gaps = jax.vmap(lambda z: log_joint(model, params, z))(drawn.latents) - drawn.log_density
-        return drawn.latents, gaps.mean(), memory._replace(key=key)
+        return Sample(drawn.latents, alike(BATCHES), gaps.mean()), memory._replace(key=key)
 
     def _climbed(
         self, model: LatentModel, params: Params, guide: Guide, memory: Memory, num: int
@@ -145,7 +143,7 @@ class Variational(Simulated):
         params = {k: jnp.asarray(v) for k, v in params.items()}
         logs = _log_ratios(model, self, params, memory, key)
         inner = jax.nn.logsumexp(logs, 1) - jnp.log(logs.shape[1])
-        value, error = mean_and_error(inner, BATCHES)
+        value, error = mean_and_error(inner, jnp.ones(BATCHES))
         name = "ELBO" if self.num_importance == 1 else f"importance-weighted, {logs.shape[1]} draws"
         return Evidence(float(value), float(error), float("nan"), f"a lower bound ({name})")
 

@@ -45,7 +45,7 @@ def alarms(paths: Any, num_particles: int) -> tuple[str, ...]:
     if variance > WIDEST**2:
         found.append(
             f"Log-evidence: its Monte Carlo standard deviation is {variance**0.5:.2g}, above "
-            f"{WIDEST}: its islands disagree. Use more particles, or Guided()."
+            f"{WIDEST}: independent filters disagree. Use more particles, or Guided()."
         )
     return tuple(found)
 

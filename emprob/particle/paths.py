@@ -21,6 +21,7 @@ class Paths(NamedTuple):
         atoms: continuous latents by site, (A, T, ...) or (A, ...), as `model.evaluate` takes them.
         discrete: the other latents, likewise.
         log_evidence: log of an unbiased estimate of the evidence, scalar.
+        by_series: likewise of each series, (S,); their sum is `log_evidence`.
         log_evidence_variance: of its Monte Carlo error, scalar; NaN with one island.
         ess: (T,), effective sample size of the filter after each step, of the worst series.
         distinct: (T,), particles of each step that the paths go through, of the worst series.
@@ -30,6 +31,7 @@ class Paths(NamedTuple):
     atoms: dict[str, Array]
     discrete: dict[str, Array]
     log_evidence: Array
+    by_series: Array
     log_evidence_variance: Array
     ess: Array
     distinct: Array
@@ -61,8 +63,8 @@ def smooth(
     drawn = draw_paths(body, history, backwards, settings.num_paths, reach)
     atoms, discrete = by_kind(model, drawn)
     return Paths(
-        atoms, discrete, value.sum(), variance.sum(), effective_sizes(history), drawn.distinct,
-        num_ancestors(history),
+        atoms, discrete, value.sum(), value, variance.sum(), effective_sizes(history),
+        drawn.distinct, num_ancestors(history),
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ its mean over draws is Q, and its gradient in the program's log-factors the weig
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from jax import Array, lax
 from emprob.integral.expectation import evaluate_all
 from emprob.model import LatentModel, factors, layout
 from emprob.partition.plates import log_partition
-from emprob.types import Atoms, Params, Posterior
+from emprob.types import Atoms, Params, Posterior, Sample
 
 CELLS = 500_000  # coordinates of latents that are evaluated together: memory
 
@@ -88,7 +89,56 @@ def increase(model: LatentModel, old: Params, new: Params, atoms: Atoms) -> Arra
     return over_atoms(lambda z: log_joint(model, new, z) - log_joint(model, old, z), atoms)
 
 
-def mean_and_error(values: Array, batches: int) -> tuple[Array, Array]:
-    """Mean over draws (A, ...) and its standard error, from the means of independent batches."""
+def alike(batches: int) -> Array:
+    """Log-weights of batches that all count the same, (G, 1)."""
+    return jnp.zeros((batches, 1))
+
+
+def batch_weights(log_weights: Any) -> Array:
+    """What each of G batches counts: (G,), of mean one.
+
+    A batch drawn by a particle filter counts by the filter's estimate of the evidence: that makes
+    means over batches unbiased, however few the particles. With several series each batch has an
+    evidence of each; the product of all would leave one batch, while
+
+        w_g = 1 + sum_s (Z_gs / mean_g Z_gs - 1)
+
+    has the same expectation for everything that is a sum over series, as scores are, and a
+    variance that is a sum too. It can be negative.
+
+    Args:
+        log_weights: (G, S).
+
+    Source: Andrieu, Doucet and Holenstein (2010), JRSS B 72(3), theorem 2, for the weights.
+    """
+    shares = len(log_weights) * jax.nn.softmax(jnp.asarray(log_weights), 0)
+    return 1.0 + (shares - 1.0).sum(1)
+
+
+def evened(drawn: Sample) -> Atoms:
+    """As many draws that all count alike: those of a batch as often as it counts.
+
+    Weights below zero count as none.
+    """
+    weights = jnp.maximum(batch_weights(drawn.log_weights), 0.0)
+    count = len(next(iter(drawn.atoms.values())))
+    each = count // len(weights)
+    ends = jnp.cumsum(weights) / weights.sum() * count
+    place = jnp.arange(count) + 0.5
+    batch = jnp.minimum(jnp.searchsorted(ends, place), len(weights) - 1)
+    return {k: v[batch * each + jnp.arange(count) % each] for k, v in drawn.atoms.items()}
+
+
+def mean_and_error(values: Array, weights: Array) -> tuple[Array, Array]:
+    """Mean over draws (A, ...) and its standard error, from the means of independent batches.
+
+    Args:
+        values: of the draws, batch after batch.
+        weights: (G,) of the batches, of mean one.
+    """
+    batches = len(weights)
     means = values.reshape(batches, -1, *values.shape[1:]).mean(1)
-    return means.mean(0), jnp.std(means, axis=0, ddof=1) / jnp.sqrt(batches)
+    weights = weights.reshape(-1, *(1,) * (means.ndim - 1))
+    mean = (weights * means).mean(0)
+    square = (weights**2 * (means - mean) ** 2).sum(0)
+    return mean, jnp.sqrt(square / (batches * (batches - 1)))
