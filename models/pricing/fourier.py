@@ -61,18 +61,26 @@ def calls(law: Law, log_moneyness: Any, times: Any, expiry: Any, nodes: int = NO
 
 
 def volatilities(
-    law: Law, log_moneyness: Any, times: Any, expiry: Any, nodes: int = NODES
+    law: Law,
+    log_moneyness: Any,
+    times: Any,
+    expiry: Any,
+    nodes: int = NODES,
+    least: float = 0.0,
 ) -> jax.Array:
     """Implied volatilities, by the option that is out of the money.
 
     Args:
         law, log_moneyness, times, expiry, nodes: as in `calls`.
+        least: what stands for lower prices, over the forward: 1e-9, say, keeps finite what a search
+            passes on its way.
 
     Returns:
-        (N,), NaN where the price has no digits left: within its error of worthless.
+        (N,), NaN where the price is negative: within its error of worthless.
     """
     k, times, expiry = jnp.asarray(log_moneyness), jnp.asarray(times), jnp.asarray(expiry)
     value, sign = _time_values(law, k, times, expiry, nodes)
+    value = jnp.maximum(value, least) if least else value
     return black.implied_volatility(value, 1.0, jnp.exp(k), times[expiry], sign)
 
 
