@@ -1,6 +1,6 @@
 """The posterior of the latents as draws: after an E-step by simulation."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -13,13 +13,13 @@ from emprob.errors import ModelError
 from emprob.integral.moments import Moments
 from emprob.keys import as_key
 from emprob.model import LatentModel
-from emprob.posterior import marginal_of, marginals
+from emprob.posterior import Marginals, marginals
 from emprob.precision import working
 
 MOST = 256  # draws at which discrete latents are summed out
 
 
-class DrawnPosterior(Mapping[str, Any]):
+class DrawnPosterior(Marginals):
     """Posteriors of all latents: the continuous ones drawn, the discrete ones exact at each draw.
 
     Args:
@@ -107,15 +107,3 @@ class DrawnPosterior(Mapping[str, Any]):
     @property
     def most_likely(self) -> Any:
         raise ModelError("no most likely path from draws of the latents. Use sample().")
-
-    def __getitem__(self, name: str) -> Any:
-        return marginal_of(self, self.model, name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.model.latents)
-
-    def __len__(self) -> int:
-        return len(self.model.latents)
-
-    def __repr__(self) -> str:
-        return f"DrawnPosterior({', '.join(self)})"

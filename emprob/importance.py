@@ -19,13 +19,12 @@ from emprob import _arviz
 from emprob.agreement import GOOD_K
 from emprob.errors import ModelError
 from emprob.estep.conjugate import Conjugate
-from emprob.integral import quadrature
 from emprob.integral.expectation import Problem, problem, rest_factors
 from emprob.keys import as_key
 from emprob.model import layout
-from emprob.partition import gaussian_chain
 from emprob.partition.plates import log_partition
 from emprob.precision import working
+from emprob.simulation.gaussian import mirrored, near_fixed
 
 FEWEST = 100  # draws: a fifth of them are the tail
 MOST_COLUMNS = 64  # series whose weights' tails are fitted
@@ -158,18 +157,11 @@ def log_ratios(p: Problem, key: Array, num: int) -> Array:
     Returns:
         (num, 2, B, S): the log of their mean estimates the log-integral of every branch and series.
     """
-    near = quadrature.gaussian_around if p.integral.quadratic else quadrature.laplace_around
-    around = lax.stop_gradient(near(p.f, p.fixed, p.centre, p.real))
-    zero = jnp.zeros_like(around.z)
-    mode = around.z + quadrature.solve(around.precision, around.gradient * p.real)[0] * p.real
-    log_volume = quadrature.log_gaussian(around.precision, zero, p.real)
-    path = jax.vmap(jax.vmap(gaussian_chain.draw))
+    g = near_fixed(p)
 
     def one(key: Array) -> Array:
-        noise = jax.random.normal(key, zero.shape, zero.dtype) * p.real
-        move = path(around.precision.diag, around.precision.below, zero, noise) * p.real
-        both = jnp.stack([p.f(mode + move), p.f(mode - move)])
-        return both + log_volume + 0.5 * (noise**2).sum((2, 3))
+        noise = jax.random.normal(key, g.mode.shape, g.mode.dtype)
+        return mirrored(g, p.fixed, noise)[1]
 
     return lax.map(one, jax.random.split(key, num))
 

@@ -328,7 +328,7 @@ def atoms_of(model: LatentModel) -> dict[str, tuple[np.ndarray, bool]]:
     }
 
 
-def marginal_of(owner: Any, model: LatentModel, name: str) -> Any:
+def _marginal_of(owner: Any, model: LatentModel, name: str) -> Any:
     """The marginal of one latent of a posterior."""
     if name in model.structure.continuous:
         return ContinuousMarginal(name, name in model.structure.timed, owner)
@@ -343,7 +343,25 @@ def marginal_of(owner: Any, model: LatentModel, name: str) -> Any:
     return Marginal(name, owner.smoothed[name], values, is_chain, owner)
 
 
-class LatentPosterior(Mapping[str, Any]):
+class Marginals(Mapping[str, Any]):
+    """The posterior of every latent, by site."""
+
+    model: LatentModel
+
+    def __getitem__(self, name: str) -> Any:
+        return _marginal_of(self, self.model, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.model.latents)
+
+    def __len__(self) -> int:
+        return len(self.model.latents)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(self)})"
+
+
+class LatentPosterior(Marginals):
     """Posteriors of all latents at one value of the parameters, computed when first asked for."""
 
     def __init__(self, model: LatentModel, params: Mapping[str, Any]):
@@ -411,29 +429,7 @@ class LatentPosterior(Mapping[str, Any]):
             params = {k: jnp.asarray(v) for k, v in self.params.items()}
             return to_numpy(integrals.draws(self.model, params, as_key(key), num))
 
-    def __getitem__(self, name: str) -> Any:
-        return marginal_of(self, self.model, name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.model.latents)
-
-    def __len__(self) -> int:
-        return len(self.model.latents)
-
-    def __repr__(self) -> str:
-        return f"LatentPosterior({', '.join(self)})"
-
 
 def marginals(model: LatentModel, params: Mapping[str, Any]) -> LatentPosterior:
     """The posterior of every latent at `params` (constrained space)."""
     return LatentPosterior(model, params)
-
-
-def sample_paths(model: LatentModel, params: Mapping[str, Any], key: Any, num: int = 1):
-    """Exact joint draws of all latents, by site: (num, N...) or (num, T, ...)."""
-    posterior = marginals(model, params)
-    found = {}
-    if atoms_of(model):
-        drawn = posterior.sample_indices(key, num)
-        found = {k: posterior[k].values[v] for k, v in drawn.items()}
-    return {**found, **posterior.draw(key, num)} if model.structure.continuous else found

@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from emprob.estep.simulated import Kernel
+from emprob.estep.simulated import Kernel, Stochastic
 from emprob.model import LatentModel
-from emprob.settle import ENOUGH, Evidence, evidence
-from emprob.simulation.draws import alike, plain, posterior_at
+from emprob.simulation.draws import alike, posterior_at
 from emprob.simulation.nuts import NUTS
 from emprob.simulation.statistics import (
     MANY,
@@ -20,7 +19,7 @@ from emprob.simulation.statistics import (
     reference,
     shares,
 )
-from emprob.types import Atoms, Capabilities, Params, Posterior, Sample
+from emprob.types import Atoms, Params, Posterior, Sample
 
 
 class Memory(NamedTuple):
@@ -44,7 +43,7 @@ class Memory(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SAEM:
+class SAEM(Stochastic):
     """Average the statistics of a few draws over the steps of EM.
 
     With step lengths g = 1 for `burn_in` steps and then 1, 2^-a, 3^-a, ..., Q becomes
@@ -87,23 +86,12 @@ class SAEM:
             raise ValueError(f"SAEM(annealing={self.annealing}): expected a number in [0, 1).")
 
     @property
-    def capabilities(self) -> Capabilities:
-        return Capabilities(exact=False, deterministic=False, memoryless=False)
-
-    @property
     def evidence(self) -> bool:
         return False
 
     @property
-    def unbiased(self) -> bool:
-        return True
-
-    @property
     def num_batches(self) -> int:
         return self.kernel.num_batches
-
-    def adapted(self, model: LatentModel) -> LatentModel:
-        return plain(model)
 
     def prepared(self, model: LatentModel, params: Params, key: Array) -> "SAEM":
         """With the number of statistics found, from a first sample."""
@@ -156,11 +144,6 @@ class SAEM:
         )  # fmt: skip
         return Sample(atoms, alike(self.num_batches), value), memory._replace(key=key, state=state)
 
-    def log_evidence(
-        self, model: LatentModel, params: Params, memory: Memory, key: Array
-    ) -> Evidence:
-        return evidence(model, params, key, ENOUGH)
-
     def promise(self, rises: Array, memory: Memory) -> tuple[Array, Array]:
         """The increase of the averaged Q; its error is infinite when the schedule is over."""
         over = memory.count > self.burn_in + self.averaging
@@ -181,9 +164,6 @@ class SAEM:
                 value = jnp.where(hot, jnp.maximum(value, least), value)
             limited[name] = value
         return limited
-
-    def alarms(self, model: LatentModel, params: Params, memory: Memory) -> tuple[str, ...]:
-        return ()
 
     def grown(self) -> None:
         return None

@@ -38,27 +38,8 @@ class Kernel(Protocol):
     ) -> tuple[Atoms, Array, Any]: ...
 
 
-class Simulated(ABC):
-    """An E-step whose draws grow in number when noise hides the gain."""
-
-    num_draws: int
-    max_draws: int
-    final_draws: int
-    confidence: float
-
-    def _check_draws(self) -> None:
-        name = type(self).__name__
-        if not 1 <= self.num_draws <= self.max_draws:
-            raise ValueError(
-                f"{name}(num_draws={self.num_draws}, max_draws={self.max_draws}): expected "
-                "1 <= num_draws <= max_draws."
-            )
-        if self.final_draws < 1:
-            raise ValueError(f"{name}(final_draws={self.final_draws}): expected an integer >= 1.")
-        if not 0.5 < self.confidence < 1.0:
-            raise ValueError(
-                f"{name}(confidence={self.confidence}): expected a number in (0.5, 1)."
-            )
+class Stochastic(ABC):
+    """What holds for every E-step that draws."""
 
     @property
     def capabilities(self) -> Capabilities:
@@ -84,19 +65,10 @@ class Simulated(ABC):
 
     @abstractmethod
     def sample(self, model: LatentModel, params: Params, memory: Any) -> tuple[Sample, Any]:
-        """`num_draws` draws, and the memory after them."""
+        """Draws, and the memory after them."""
 
     def adapted(self, model: LatentModel) -> LatentModel:
         return plain(model)
-
-    def update(self, model: LatentModel, params: Params, memory: Any) -> tuple[Posterior, Any]:
-        """The posterior by fresh draws, and the memory after them."""
-        drawn, memory = self.sample(model, params, memory)
-        count = len(next(iter(drawn.atoms.values())))
-        weights = batch_weights(drawn.log_weights)
-        shares = jnp.repeat(weights / count, count // len(weights))
-        value = drawn.log_partition
-        return posterior_at(model, params, drawn.atoms, shares, value), memory
 
     def log_evidence(self, model: LatentModel, params: Params, memory: Any, key: Array) -> Evidence:
         if is_solved(model) or not model.structure.timed:
@@ -110,14 +82,46 @@ class Simulated(ABC):
         """What is wrong with the draws at an estimate, in words."""
         return ()
 
+    def confined(self, model: LatentModel, old: Params, new: Params, memory: Any) -> Params:
+        return new
+
+
+class Simulated(Stochastic):
+    """An E-step whose draws grow in number when noise hides the gain."""
+
+    num_draws: int
+    max_draws: int
+    final_draws: int
+    confidence: float
+
+    def _check_draws(self) -> None:
+        name = type(self).__name__
+        if not 1 <= self.num_draws <= self.max_draws:
+            raise ValueError(
+                f"{name}(num_draws={self.num_draws}, max_draws={self.max_draws}): expected "
+                "1 <= num_draws <= max_draws."
+            )
+        if self.final_draws < 1:
+            raise ValueError(f"{name}(final_draws={self.final_draws}): expected an integer >= 1.")
+        if not 0.5 < self.confidence < 1.0:
+            raise ValueError(
+                f"{name}(confidence={self.confidence}): expected a number in (0.5, 1)."
+            )
+
+    def update(self, model: LatentModel, params: Params, memory: Any) -> tuple[Posterior, Any]:
+        """The posterior by fresh draws, and the memory after them."""
+        drawn, memory = self.sample(model, params, memory)
+        count = len(next(iter(drawn.atoms.values())))
+        weights = batch_weights(drawn.log_weights)
+        shares = jnp.repeat(weights / count, count // len(weights))
+        value = drawn.log_partition
+        return posterior_at(model, params, drawn.atoms, shares, value), memory
+
     def promise(self, rises: Array, memory: Any) -> tuple[Array, Array]:
         return mean_and_error(rises, jnp.ones(self.num_batches))
 
     def adopts(self, gain: Array, error: Array) -> Array:
         return gain > float(ndtri(self.confidence)) * error
-
-    def confined(self, model: LatentModel, old: Params, new: Params, memory: Any) -> Params:
-        return new
 
     def grown(self) -> Self | None:
         if self.num_draws >= self.max_draws:

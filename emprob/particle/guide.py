@@ -16,13 +16,13 @@ from jax import Array, lax
 from emprob.errors import ModelError
 from emprob.estep.gaussian import Gaussian
 from emprob.estep.laplace import Laplace
-from emprob.integral import quadrature
 from emprob.integral.expectation import problem
 from emprob.integral.integral import values_of
 from emprob.model import LatentModel
 from emprob.particle.body import Body, Latents
 from emprob.particle.coordinates import Coordinates
 from emprob.partition.gaussian import cholesky, inverse, symmetric
+from emprob.simulation.gaussian import near_fixed
 from emprob.types import Params
 
 
@@ -72,11 +72,8 @@ def mode_of(model: LatentModel, params: Params) -> Latents:
         raise ModelError(f"Guided(): {trouble}. Use Bootstrap().")
     found: Latents = {}
     for i, g in enumerate(model.structure.integrals):
-        p = problem(model, params, i)
-        near = quadrature.gaussian_around if g.quadratic else quadrature.laplace_around
-        around = near(p.fixed, p.fixed, p.centre, p.real)
-        move = quadrature.solve(around.precision, around.gradient * p.real)[0] * p.real
-        found |= values_of(g, model.data.integrals[i], (around.z + move)[0])
+        mode = near_fixed(problem(model, params, i)).mode
+        found |= values_of(g, model.data.integrals[i], mode[0])
     return found
 
 

@@ -14,7 +14,7 @@ from emprob.integral.expectation import problem, rest_factors
 from emprob.integral.integral import values_of
 from emprob.model import LatentModel, layout
 from emprob.partition.plates import log_partition
-from emprob.simulation.gaussian import coloured, log_volume, near
+from emprob.simulation.gaussian import mirrored, near_fixed
 from emprob.types import Atoms, Params
 
 
@@ -72,15 +72,13 @@ class Importance:
     ) -> tuple[Atoms, Array]:
         """Of one group of latents: draws (num_batches * each, ...), and its table (1, S)."""
         p = problem(model, params, index)
-        g = near(p)
-        volume = log_volume(g)
+        g = near_fixed(p)
 
         def batch(key: Array) -> tuple[Array, Array, Array]:
             first, second = jax.random.split(key)
-            noise = jax.random.normal(first, (many, *g.mode.shape), g.mode.dtype) * p.real
-            noise = jnp.concatenate([noise, -noise])
-            z = jax.vmap(lambda e: coloured(g, e))(noise)
-            logs = jax.vmap(p.fixed)(z) + volume + 0.5 * (noise**2).sum((3, 4))
+            noise = jax.random.normal(first, (many, *g.mode.shape), g.mode.dtype)
+            z, logs = jax.vmap(lambda e: mirrored(g, p.fixed, e))(noise)
+            z, logs = (x.swapaxes(0, 1).reshape(2 * many, *x.shape[2:]) for x in (z, logs))
             return z, logs, self._pick(second, logs[:, 0], each)
 
         z, logs, picks = lax.map(batch, jax.random.split(key, self.num_batches))

@@ -30,12 +30,11 @@ from emprob.curvature import (
     unflatten,
 )
 from emprob.estep.conjugate import Conjugate
-from emprob.integral import quadrature
 from emprob.integral.expectation import Problem, problem, rest_factors
 from emprob.model import LatentModel, layout
-from emprob.partition import gaussian_chain
 from emprob.partition.plates import log_partition
 from emprob.simulation.draws import over_atoms
+from emprob.simulation.gaussian import mirrored, near
 
 BATCHES = 8
 PER_BATCH = 128  # draws, each with its mirror image
@@ -56,19 +55,8 @@ def log_weights(p: Problem, noise: Array) -> Array:
         p: the integral.
         noise: (num, B, S, T, D).
     """
-    find = quadrature.gaussian_around if p.integral.quadratic else quadrature.laplace_around
-    around = find(p.f, p.fixed, p.centre, p.real)
-    zero = jnp.zeros_like(around.z)
-    mode = around.z + quadrature.solve(around.precision, around.gradient * p.real)[0] * p.real
-    volume = quadrature.log_gaussian(around.precision, zero, p.real)
-    path = jax.vmap(jax.vmap(gaussian_chain.draw))
-
-    def one(e: Array) -> Array:
-        move = path(around.precision.diag, around.precision.below, zero, e * p.real) * p.real
-        both = jnp.stack([p.f(mode + move), p.f(mode - move)])
-        return both + volume + 0.5 * ((e * p.real) ** 2).sum((2, 3))
-
-    return over_atoms(jax.checkpoint(one), noise)
+    g = near(p)
+    return over_atoms(jax.checkpoint(lambda e: mirrored(g, p.f, e)[1]), noise)
 
 
 def log_z(model: LatentModel, params: Mapping, noises: list[Array], counts: Array) -> Array:

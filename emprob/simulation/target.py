@@ -22,7 +22,7 @@ from emprob.integral.expectation import problem
 from emprob.integral.integral import log_jacobian, values_of
 from emprob.model import LatentModel
 from emprob.simulation.draws import log_joint
-from emprob.simulation.gaussian import Near, coloured, near, whitened
+from emprob.simulation.gaussian import Near, coloured, near_fixed, whitened
 from emprob.types import Params
 
 
@@ -66,7 +66,7 @@ def targets(model: LatentModel, params: Params) -> list[Target]:
 def _whitened(model: LatentModel, params: Params, index: int) -> Target:
     """Series by series, in the coordinates in which the Gaussian around the mode is standard."""
     p = problem(model, params, index)
-    g = near(p)
+    g = near_fixed(p)
     _, series, steps, width = p.integral.shape
     one = lambda e: coloured(g, e.reshape(1, series, steps, width))  # noqa: E731
 
