@@ -75,8 +75,9 @@ NUMBERS = ("strike", "bid", "ask", "mark", "mark_volatility", "forward", "spot",
 UNITS = ("cash", "coin", "volatility")
 SIGNS = {"call": 1.0, "c": 1.0, "1": 1.0, "1.0": 1.0, "put": -1.0, "p": -1.0, "-1": -1.0,
          "-1.0": -1.0}  # fmt: skip
-# A row with one of these has no place on a surface, not even an empty one.
-UNPLACED = ("no strike", "no type", "no unit", "no discount", "no time", "expired", "no forward")
+# A row with one of these has no place of its own on a surface, not even an empty one.
+UNPLACED = ("no strike", "no type", "no unit", "no discount", "no time", "expired", "no forward",
+            "duplicated")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -240,7 +241,7 @@ def clean(
     Args:
         chain: a table that `read` accepts.
         bad: "missing" keeps bad rows without their prices, "drop" leaves them out. Rows without a
-            place on the surface (no strike, expired, ...) are left out either way.
+            place of their own (no strike, expired, duplicated, ...) are left out either way.
         level: "mid" wants bid and ask, "mark" wants the mark.
         now: instant of the quotes without `timestamp`, UTC.
         clock: of the times that are not given.
@@ -395,7 +396,7 @@ def _reasons(table: pd.DataFrame, level: str, limits: Limits) -> dict[str, np.nd
 
 
 def _faults_of_place(table: pd.DataFrame) -> dict[str, Any]:
-    """Why a row has no place on the surface: `UNPLACED`."""
+    """Why a row has no place on the surface."""
     strike, time, forward = table["strike"], table["time"], table["forward"]
     return {
         "no strike": ~(np.isfinite(strike) & (strike > 0)),
