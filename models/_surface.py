@@ -1,0 +1,181 @@
+"""What the volatility surfaces share: the unit of volatility, held-out quotes, errors, `main`.
+
+A surface is a function of log-moneyness (...,) and the expiry's code (...,) that gives volatility,
+see `arbitrage.Surface`. Every model has `program(quotes, ...)` and `surface(params, quotes)`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+from jax import Array
+
+import emprob as ep
+from emprob.models import _report, _surface_plots, arbitrage, option_chain, option_tables
+from emprob.models import quote_noise
+from emprob.models.arbitrage import Surface
+from emprob.models.quotes import Quotes, errors_in_spreads, hold_out
+
+Params = Mapping[str, Any]
+MIDDLE = 0.3  # share of the quotes that are near the money
+BAD = 0.5  # probability above which a quote is called bad
+
+
+def level(quotes: Quotes) -> Array:
+    """Volatility near the money, a scalar: the unit of the priors.
+
+    The median of the mids that are closest to the money in standard deviations, so that a few wild
+    quotes do not move it.
+    """
+    distance = jnp.abs(quotes.log_moneyness) / jnp.sqrt(quotes.time)
+    distance = jnp.where(quotes.observed, distance, jnp.nan)
+    near = distance <= jnp.nanquantile(distance, MIDDLE)
+    return jnp.nanmedian(jnp.where(near, quotes.mid, jnp.nan))
+
+
+def held_out(quotes: Quotes, key: Any, share: float = 0.2) -> np.ndarray:
+    """Which quotes (N,) are kept from a fit: a share of the strikes of every expiry."""
+    key = jax.random.key(key) if isinstance(key, int) else key
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    out = np.zeros(quotes.num_quotes, bool)
+    for e in range(quotes.num_expiries):
+        rows = np.flatnonzero((np.asarray(quotes.expiry) == e) & np.asarray(quotes.observed))
+        out[rng.choice(rows, int(share * len(rows)), replace=False)] = True
+    return out
+
+
+def errors(quotes: Quotes, volatility: Any, kept: Any = None) -> pd.Series:
+    """Errors of a surface at the quotes that are there.
+
+    Args:
+        quotes: N options.
+        volatility: (N,), of the fit.
+        kept: (N,), booleans; by default all.
+
+    Returns:
+        Number of quotes, root mean square and median error in volatility points, the same in
+        half-spreads, and the share of quotes inside bid and ask.
+    """
+    kept = np.ones(quotes.num_quotes, bool) if kept is None else np.asarray(kept)
+    kept = kept & np.asarray(quotes.observed)
+    points = 100 * np.abs(np.asarray(volatility - quotes.mid))[kept]
+    spread = np.abs(np.asarray(errors_in_spreads(quotes, volatility)))[kept]
+    return pd.Series({
+        "quotes": kept.sum(), "rms, points": np.sqrt((points**2).mean()),
+        "median, points": np.median(points), "median, half-spreads": np.median(spread),
+        "inside the quotes": (spread <= 1).mean(),
+    })  # fmt: skip
+
+
+def bad_probability(found: ep.Fit) -> np.ndarray:
+    """Probability (N,) that a quote is not good, of a fit with `quote_noise.indicator`."""
+    return 1.0 - np.asarray(found.posterior["state"].smoothed)[:, 0]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A family of surfaces.
+
+    Attributes:
+        name: of the files.
+        program: NumPyro program of quotes and a noise.
+        surface: volatility as a function of (params, quotes).
+        show: names of the parameters that have an entry per expiry.
+    """
+
+    name: str
+    program: Callable[..., None]
+    surface: Callable[[Params, Quotes], Surface]
+    show: tuple[str, ...] = ()
+
+    def volatility(self, params: Params, quotes: Quotes) -> Array:
+        """Volatility (N,) at the quotes' places."""
+        return self.surface(params, quotes)(quotes.log_moneyness, quotes.expiry)
+
+
+def load(name: str) -> Quotes:
+    """Quotes of a table of `option_tables`: `btc_2021` or `dax_2002`."""
+    return option_chain.quotes(option_chain.clean(getattr(option_tables, name)())[0])
+
+
+def fit(model: Model, quotes: Quotes, opt: _report.Options, noise=quote_noise.indicator) -> ep.Fit:
+    """Fit a surface with several starts."""
+    return _report.fit(ep.bind(model.program, quotes, noise), opt)
+
+
+def generalisation(model: Model, quotes: Quotes, opt: _report.Options) -> pd.DataFrame:
+    """Errors inside and outside of the sample, robust and by least squares, a row each."""
+    out = held_out(quotes, opt.seed)
+    rows = {}
+    for label, noise in (("robust", quote_noise.indicator), ("least squares", quote_noise.gaussian)):
+        bound = ep.bind(model.program, hold_out(quotes, out), noise)
+        found = ep.fit(bound, key=opt.seed, num_starts=opt.num_starts, progress=opt.progress)
+        volatility = model.volatility(found.params, quotes)
+        rows[f"{label}, in the sample"] = errors(quotes, volatility, ~out)
+        rows[f"{label}, held out"] = errors(quotes, volatility, out)
+    return pd.DataFrame(rows).T
+
+
+def band(model: Model, quotes: Quotes, k: np.ndarray, draws: Params, share: float = 0.95) -> tuple:
+    """Pointwise interval of the volatility (E, G), (E, G) over draws of the parameters (S, ...)."""
+    code = np.broadcast_to(np.arange(len(k))[:, None], k.shape)
+    paths = jax.jit(jax.vmap(lambda p: model.surface(p, quotes)(k, code)))(dict(draws))
+    tail = (1 - share) / 2
+    return tuple(np.nanquantile(np.asarray(paths), q, axis=0) for q in (tail, 1 - tail))
+
+
+def main(model: Model, argv: Sequence[str] | None, title: str, table: str = "btc_2021") -> ep.Fit:
+    """Fit real quotes, flag the bad ones, check arbitrage, hold quotes out, NUTS beside it."""
+    p = _report.parser(title, num_starts=4, num_samples=500)
+    p.add_argument("--table", default=table, choices=("btc_2021", "dax_2002"), help="of quotes")
+    args = p.parse_args(argv)
+    opt, quotes = _report.options(args), load(args.table)
+    _report.heading("The plan")
+    print(ep.bind(model.program, quotes, quote_noise.indicator))
+    _report.heading(f"Robust fit of {int(quotes.observed.sum())} quotes by EM")
+    found = fit(model, quotes, opt)
+    _report.show(found.summary())
+    bad = bad_probability(found)
+    volatility = model.volatility(found.params, quotes)
+    _report.show(flagged(quotes, volatility, bad))
+    _report.heading("Arbitrage on a dense grid")
+    _report.show(arbitrage.check(model.surface(found.params, quotes), quotes.times,
+                                 level=float(level(quotes))))  # fmt: skip
+    _report.heading("Held-out quotes")
+    _report.show(generalisation(model, quotes, opt))
+    comparison = _report.beside(found, opt)
+    _report.say_where(_files(model, quotes, found, comparison, opt))
+    return found
+
+
+def flagged(quotes: Quotes, volatility: Any, bad: np.ndarray) -> pd.DataFrame:
+    """The quotes that are called bad: years, strike, mid, fit, error in half-spreads."""
+    rows = np.flatnonzero(bad > BAD)
+    return pd.DataFrame({
+        "years": quotes.time, "strike": quotes.strike, "mid": quotes.mid, "fit": volatility,
+        "half-spreads": errors_in_spreads(quotes, volatility), "bad": bad,
+    }).iloc[rows]  # fmt: skip
+
+
+def _files(model: Model, quotes: Quotes, found: ep.Fit, comparison: Any, opt) -> list:
+    """Figures and draws of a run."""
+    k = _surface_plots.grid(quotes)
+    code = np.broadcast_to(np.arange(len(k))[:, None], k.shape)
+    fitted = model.surface(found.params, quotes)(k, code)
+    draws = None if comparison is None else comparison.bayes.samples
+    interval = None if draws is None else band(model, quotes, k, draws)
+    bad = bad_probability(found)
+    smiles = _surface_plots.plot_smiles(quotes, k, fitted, interval, bad)
+    residuals = _surface_plots.plot_residuals(
+        quotes, model.volatility(found.params, quotes), bad
+    )
+    source = found if comparison is None else comparison.bayes
+    return [
+        _report.save_figure(smiles, opt.out / f"{model.name}.png"),
+        _report.save_figure(residuals, opt.out / f"{model.name}_residuals.png"),
+        _report.save_draws(source.to_arviz(), opt.out / f"{model.name}.nc"),
+    ]

@@ -1,0 +1,80 @@
+"""SABR smiles of every maturity, their parameters smooth over the maturities.
+
+    dF = alpha F^beta dW,   d alpha = nu alpha dZ,   dW dZ = rho dt,   beta = 1 by default
+
+with Hagan's formula for the volatility. `alpha` is in units of the volatility at the money, `nu`
+for a year: volatility of volatility falls about with the root of the time. Good, stale and crossed
+quotes are told apart by `quote_noise`. Hagan's formula has arbitrage far from the money; what a
+fit has is looked at on a grid, and a penalty keeps it away from the middle.
+
+Source: Hagan, Kumar, Lesniewski & Woodward (2002), Managing smile risk, Wilmott Magazine 1.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpyro
+from jax import Array
+
+import emprob as ep
+from emprob.models import _surface, arbitrage, quote_noise
+from emprob.models.arbitrage import Surface
+from emprob.models.pricing import sabr
+from emprob.models.quotes import Quotes
+from emprob.models.term_curves import CORRELATION, POSITIVE, curve, estimated
+
+CURVES = ("alpha", "nu", "rho")
+CENTRE = (0.0, -0.7, 0.0)
+SPREAD = (0.4, 0.7, 0.5)
+ROUGHNESS = (0.15, 0.25, 0.2)
+TRANSFORMS = (POSITIVE, POSITIVE, CORRELATION)
+
+
+def surface(params: _surface.Params, quotes: Quotes, beta: float = 1.0) -> Surface:
+    """Volatility at (log-moneyness, code); `quotes` give the unit, the times and the forwards."""
+    times, forward = quotes.times, quotes.forwards
+    alpha = params["alpha"] * _surface.level(quotes) * forward ** (1 - beta)
+    nu = params["nu"] / jnp.sqrt(times)
+
+    def volatility(k: Array, code: Array) -> Array:
+        f = forward[code]
+        return sabr.hagan(f, f * jnp.exp(k), times[code], alpha[code], beta, nu[code],
+                          params["rho"][code])  # fmt: skip
+
+    return volatility
+
+
+def smile_sabr(
+    quotes: Quotes,
+    noise: Callable[[Quotes, Array], None] = quote_noise.indicator,
+    roughness: Any = ROUGHNESS,
+    beta: float = 1.0,
+) -> None:
+    """A smile for each maturity.
+
+    Args:
+        quotes: N options at E expiries, NaN mids are missing.
+        noise: law of the mids, a function of `quote_noise`.
+        roughness: (3,), of the curves; None: to be estimated, with the curves as latents.
+        beta: exponent of the forward, 0 to 1.
+    """
+    roughness = estimated(ROUGHNESS) if roughness is None else roughness
+    rows = zip(CURVES, CENTRE, SPREAD, roughness, TRANSFORMS)
+    params = {n: curve(n, quotes.times, c, s, r, t) for n, c, s, r, t in rows}
+    law = surface(params, quotes, beta)
+    unit = _surface.level(quotes)
+    numpyro.factor("butterfly", -arbitrage.butterfly_penalty(law, quotes.times, unit))
+    noise(quotes, law(quotes.log_moneyness, quotes.expiry))
+
+
+MODEL = _surface.Model("smile_sabr", smile_sabr, surface, CURVES)
+
+
+def main(argv: Sequence[str] | None = None) -> ep.Fit:
+    """Bitcoin's smiles of 21 October 2021; returns the robust fit."""
+    return _surface.main(MODEL, argv, "SABR smiles of Bitcoin options, robust to bad quotes")
+
+
+if __name__ == "__main__":
+    main()

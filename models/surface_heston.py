@@ -1,0 +1,82 @@
+"""Heston's surface: one law of the price for every strike and maturity.
+
+    dF = F sqrt(v) dW,   dv = kappa (theta - v) dt + sigma sqrt(v) dZ,   dW dZ = rho dt
+
+Five parameters for all quotes, by Fourier inversion of the characteristic function. The priors are
+wide but proper: `kappa`, `sigma` and `theta` are ill-determined together, and least squares runs to
+wherever it stops. Good, stale and crossed quotes are told apart by `quote_noise`.
+
+Source: Heston (1993), Review of Financial Studies 6(2).
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+from jax import Array
+
+import emprob as ep
+from emprob.models import _surface, quote_noise
+from emprob.models.arbitrage import Surface
+from emprob.models.pricing import fourier
+from emprob.models.pricing.characteristic import Heston
+from emprob.models.quotes import Quotes
+
+
+def law(params: _surface.Params) -> Heston:
+    """The law of the price of parameters by name."""
+    return Heston(*(params[name] for name in ("v0", "kappa", "theta", "sigma", "rho")))
+
+
+def surface(params: _surface.Params, quotes: Quotes) -> Surface:
+    """Volatility at (log-moneyness, code); `quotes` give the times."""
+    return implied(law(params), quotes.times)
+
+
+def implied(law: fourier.Law, times: Array) -> Surface:
+    """Volatility at (log-moneyness, code) of a law with a characteristic function."""
+
+    def volatility(k: Array, code: Array) -> Array:
+        flat = fourier.volatilities(law, jnp.ravel(k), times, jnp.ravel(code))
+        return flat.reshape(jnp.shape(k))
+
+    return volatility
+
+
+def variances(quotes: Quotes) -> _surface.Params:
+    """Priors of Heston's variance: sites `v0`, `kappa`, `theta`, `sigma`, `rho`, scalars."""
+    usual = 2 * jnp.log(_surface.level(quotes))
+    laws = {
+        "v0": dist.LogNormal(usual, 0.7),
+        "kappa": dist.LogNormal(jnp.log(3.0), 1.0),
+        "theta": dist.LogNormal(usual, 0.7),
+        "sigma": dist.LogNormal(usual / 2 + jnp.log(3.0), 1.0),
+        "rho": dist.Uniform(-1.0, 1.0),
+    }
+    return {name: numpyro.sample(name, law) for name, law in laws.items()}
+
+
+def surface_heston(
+    quotes: Quotes, noise: Callable[[Quotes, Array], None] = quote_noise.indicator
+) -> None:
+    """One Heston law for all quotes.
+
+    Args:
+        quotes: N options at E expiries, NaN mids are missing.
+        noise: law of the mids, a function of `quote_noise`.
+    """
+    fitted = surface(variances(quotes), quotes)
+    noise(quotes, fitted(quotes.log_moneyness, quotes.expiry))
+
+
+MODEL = _surface.Model("surface_heston", surface_heston, surface)
+
+
+def main(argv: Sequence[str] | None = None) -> ep.Fit:
+    """Bitcoin's surface of 21 October 2021; returns the robust fit."""
+    return _surface.main(MODEL, argv, "Heston's surface of Bitcoin options, robust to bad quotes")
+
+
+if __name__ == "__main__":
+    main()

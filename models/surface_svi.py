@@ -1,0 +1,107 @@
+"""A volatility surface of SVI slices, smooth over the maturities and free of arbitrage.
+
+    w(k) = a + b (rho (k - m) + sqrt((k - m)^2 + sigma^2)),   volatility = sqrt(w / t)
+
+A slice is described by what is seen: its lowest volatility, the slopes of the put and the call
+wing, where its lowest point lies and how round it is, each in units of the volatility or the
+standard deviation at the money, so that they change little with the maturity. Both slopes stay
+below Lee's bound, the lowest variance is positive, and arbitrage on a grid is penalised: a slice
+cannot degenerate. Good, stale and crossed quotes are told apart by `quote_noise`.
+
+Source: Gatheral (2004), A parsimonious arbitrage-free implied volatility parameterization; Gatheral
+& Jacquier (2014), Quantitative Finance 14(1); Lee (2004), Mathematical Finance 14(3), for wings.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpyro
+from jax import Array
+
+import emprob as ep
+from emprob.models import _surface, arbitrage, quote_noise
+from emprob.models.arbitrage import Surface
+from emprob.models.pricing import svi
+from emprob.models.quotes import Quotes
+from emprob.models.term_curves import POSITIVE, REAL, curve, estimated
+
+CURVES = ("lowest", "put_slope", "call_slope", "centre", "roundness")
+CENTRE = (-0.1, -1.2, -1.4, 0.0, -0.7)
+SPREAD = (0.4, 0.8, 0.8, 0.5, 0.7)
+ROUGHNESS = (0.15, 0.3, 0.3, 0.2, 0.3)
+TRANSFORMS = (POSITIVE, POSITIVE, POSITIVE, REAL, POSITIVE)
+LEE = 2.0  # bound of the slopes of w
+
+
+class Slices(NamedTuple):
+    """Raw SVI of every maturity, each (E,)."""
+
+    a: Array
+    b: Array
+    rho: Array
+    m: Array
+    sigma: Array
+
+
+def slices(params: _surface.Params, unit: Any, times: Array) -> Slices:
+    """Raw parameters of the curves in `params`.
+
+    Args:
+        params: (E,) each, by the names in `CURVES`.
+        unit: volatility at the money, a scalar.
+        times: (E,), years.
+    """
+    deviation = unit * jnp.sqrt(times)
+    wings = (params[name] * deviation / LEE for name in ("put_slope", "call_slope"))
+    put, call = (LEE * jnp.tanh(x) for x in wings)
+    b, rho = (put + call) / 2, (call - put) / (call + put)
+    m, sigma = params["centre"] * deviation, params["roundness"] * deviation
+    a = (params["lowest"] * unit) ** 2 * times - b * sigma * jnp.sqrt(1 - rho**2)
+    return Slices(a, b, rho, m, sigma)
+
+
+def surface(params: _surface.Params, quotes: Quotes) -> Surface:
+    """Volatility at (log-moneyness, code) of curves; `quotes` give the unit and the times."""
+    raw = slices(params, _surface.level(quotes), quotes.times)
+
+    def volatility(k: Array, code: Array) -> Array:
+        w = svi.total_variance(k, *(x[code] for x in raw))
+        return jnp.sqrt(w / quotes.times[code])
+
+    return volatility
+
+
+def surface_svi(
+    quotes: Quotes,
+    noise: Callable[[Quotes, Array], None] = quote_noise.indicator,
+    roughness: Any = ROUGHNESS,
+) -> None:
+    """Slices whose parameters are smooth over the maturities.
+
+    Args:
+        quotes: N options at E expiries, NaN mids are missing.
+        noise: law of the mids, a function of `quote_noise`.
+        roughness: (5,), of the curves; None: to be estimated, with the curves as latents.
+    """
+    roughness = estimated(ROUGHNESS) if roughness is None else roughness
+    rows = zip(CURVES, CENTRE, SPREAD, roughness, TRANSFORMS)
+    params = {n: curve(n, quotes.times, c, s, r, t) for n, c, s, r, t in rows}
+    law = surface(params, quotes)
+    unit = _surface.level(quotes)
+    k = arbitrage.grid(unit, quotes.times)
+    numpyro.factor("butterfly", -arbitrage.butterfly_penalty(law, quotes.times, unit))
+    numpyro.factor("calendar", -arbitrage.calendar_penalty(law, quotes.times, k))
+    noise(quotes, law(quotes.log_moneyness, quotes.expiry))
+
+
+MODEL = _surface.Model("surface_svi", surface_svi, surface, CURVES)
+
+
+def main(argv: Sequence[str] | None = None) -> ep.Fit:
+    """Bitcoin's surface of 21 October 2021; returns the robust fit."""
+    return _surface.main(MODEL, argv, "SVI surface of Bitcoin options, robust to bad quotes")
+
+
+if __name__ == "__main__":
+    main()

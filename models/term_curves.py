@@ -1,0 +1,54 @@
+"""Curves of a smile's parameters over the maturities: random walks in the log of the time.
+
+    x_1 ~ Normal(centre, spread),   x_e ~ Normal(x_{e-1}, roughness * sqrt(log(t_e / t_{e-1})))
+
+A maturity with few quotes, or none, borrows from its neighbours. With a given roughness the curves
+are parameters with a smoothing prior; as latents, named in `ep.bind(..., latents=...)`, they are
+integrated, and the roughness is estimated.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+from jax import Array
+from numpyro.distributions.transforms import AffineTransform, ExpTransform, SigmoidTransform
+
+POSITIVE = (ExpTransform(),)
+CORRELATION = (  # tanh
+    AffineTransform(0.0, 2.0),
+    SigmoidTransform(),
+    AffineTransform(-1.0, 2.0, domain=dist.constraints.unit_interval),
+)
+REAL = ()
+
+
+def walk(times: Array, centre: Any, spread: Any, roughness: Any) -> dist.MultivariateNormal:
+    """The law (E,) of a random walk at the given times.
+
+    Args:
+        times: (E,), years, ascending.
+        centre, spread: of the walk at the first maturity.
+        roughness: standard deviation of the change while the time grows e-fold.
+    """
+    elapsed = jnp.log(times / times[0])
+    root = jnp.sqrt(jnp.concatenate([jnp.zeros(1), jnp.diff(elapsed)]))
+    columns = (roughness * root).at[0].set(spread)
+    factor = jnp.tril(jnp.broadcast_to(columns, (len(times), len(times))))
+    return dist.MultivariateNormal(centre * jnp.ones(len(times)), scale_tril=factor)
+
+
+def curve(
+    name: str, times: Array, centre: Any, spread: Any, roughness: Any, transforms: tuple = REAL
+) -> Array:
+    """Sample a curve (E,) of a constrained parameter; `centre` and the rest are unconstrained."""
+    law = walk(times, centre, spread, roughness)
+    law = dist.TransformedDistribution(law, list(transforms)) if transforms else law
+    return numpyro.sample(name, law)
+
+
+def estimated(typical: Any) -> Array:
+    """A roughness (D,) to be estimated, within a factor of about 3 of a typical one."""
+    typical = jnp.asarray(typical, float)
+    return numpyro.sample("roughness", dist.LogNormal(jnp.log(typical), 0.6).to_event(1))
