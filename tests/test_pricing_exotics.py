@@ -80,26 +80,29 @@ def test_quadratic_exponential_step_has_the_moments_it_should(law, variance):
     assert moment(lambda v: np.exp(slope * v), np.exp(log_mean)) == pytest.approx(1, rel=1e-6)
 
 
-@pytest.mark.parametrize("case", ANDERSEN)
-def test_schemes_price_andersens_cases(case, key):
-    law, years, expected = ANDERSEN[case]
-    grid, strikes = dates(years, int(4 * years)), jnp.array([70.0, 100.0, 140.0])
-
-    def found(scheme, num_pairs):
-        paths = pa.simulate(law, key, grid, num_pairs, scheme)
-        control = jnp.exp(paths.log_ratio[-1])[None]
-        return jax.vmap(
-            lambda k: ex.estimate(ex.vanilla(paths, 100.0, k), paths.weights, control, (1.0,))
-        )(strikes)
-
-    assert_near(found(pa.QuadraticExponential(), 20_000), expected, bias=0.05)
-    # Euler's bias at this step is the reason for the other scheme; it is smaller in its substeps.
-    coarse, fine = (found(pa.FullTruncation(n), 5_000) for n in (1, 16))
-    assert np.abs(fine.value - np.array(expected)).max() < 0.8
-    assert (
-        np.abs(coarse.value - np.array(expected)).max()
-        > 2 * np.abs(fine.value - np.array(expected)).max() - FOUR * fine.error.max()
+def calls(law, years, key, scheme, num_pairs):
+    """At 70, 100 and 140 on a forward of 100, the forward as control."""
+    paths = pa.simulate(law, key, dates(years, int(4 * years)), num_pairs, scheme)
+    control = jnp.exp(paths.log_ratio[-1])[None]
+    return jax.vmap(lambda k: ex.estimate(ex.vanilla(paths, 100.0, k), 1.0, control, (1.0,)))(
+        jnp.array([70.0, 100.0, 140.0])
     )
+
+
+@pytest.mark.parametrize("case", ANDERSEN)
+def test_quadratic_exponential_prices_andersens_cases(case, key):
+    law, years, expected = ANDERSEN[case]
+    assert_near(calls(law, years, key, pa.QuadraticExponential(), 20_000), expected, bias=0.05)
+
+
+def test_full_truncation_has_a_bias_that_goes_with_the_step(key):
+    law, years, expected = ANDERSEN["III"]
+    errors = [
+        np.abs(calls(law, years, key, pa.FullTruncation(n), 10_000).value - np.array(expected))
+        for n in (1, 16)
+    ]
+    assert errors[1].max() < 0.15
+    assert errors[0].max() > 4 * errors[1].max()
 
 
 @every_law
@@ -220,10 +223,9 @@ def test_weights_carry_the_derivative_in_the_intensity(key):
 
 
 @pytest.mark.parametrize("scheme", [pa.QuadraticExponential(), pa.FullTruncation(2)])
-@pytest.mark.parametrize("rho", [-1.0, 0.0, 1.0])
-def test_no_gradient_is_nan(scheme, rho, key):
+def test_no_gradient_is_nan(scheme, key):
     def run(params):
-        paths = pa.simulate(Heston(*params), key, dates(1.0, 8), 200, scheme)
+        paths = pa.simulate(Heston(*params), key, dates(1.0, 4), 200, scheme)
         payoffs = [
             ex.knock_out(paths, 100.0, 100.0, 120.0, 1.0),
             ex.lookback(paths, 100.0, key, 100.0),
@@ -232,10 +234,11 @@ def test_no_gradient_is_nan(scheme, rho, key):
         ]
         return jnp.stack([x.mean() for x in payoffs])
 
-    params = jnp.array([1e-6, 0.3, 0.02, 1.0, rho])
-    assert np.isfinite(run(params)).all()
-    assert np.isfinite(jax.jacrev(run)(params)).all()
-    assert np.isfinite(jax.jacfwd(run)(params)).all()
+    forward, reverse = jax.jit(jax.jacfwd(run)), jax.jit(jax.jacrev(run))
+    for rho in (-1.0, 0.0, 1.0):
+        params = jnp.array([1e-6, 0.3, 0.02, 1.0, rho])
+        assert np.isfinite(forward(params)).all()
+        np.testing.assert_allclose(reverse(params), forward(params), rtol=1e-8, atol=1e-9)
 
 
 # -- Asian -----------------------------------------------------------------------------------------
@@ -246,8 +249,8 @@ def test_transform_of_one_step_is_the_characteristic_function(law):
     u = np.array([0.3, 2.0, 15.0])
     expected = jax.vmap(lambda x: law.log_characteristic(x, 1.5))(u)
     for times in ([0.0, 1.5], [0.0, 0.2, 0.7, 1.5]):  # what is equal at all dates adds up
-        times = jnp.array(times)
-        one = jax.vmap(lambda x: ex.log_transform(law, times, 1j * x * jnp.ones(len(times) - 1)))(u)
+        slopes = 1j * u[:, None] * np.ones(len(times) - 1)
+        one = jax.vmap(ex.log_transform, (None, None, 0))(law, jnp.array(times), slopes)
         np.testing.assert_allclose(one, expected, rtol=1e-10)
 
 
@@ -318,7 +321,7 @@ def test_controls_leave_the_mean_and_a_constant_control_does_nothing(key):
     np.testing.assert_allclose(same, plain, rtol=1e-9)
     both = ex.estimate(y + 3 * x, 1.0, x[None], (0.0,))
     assert_near(both, 0.0)
-    assert both.error == pytest.approx(plain.error, rel=0.02)
+    assert float(both.error) == pytest.approx(float(plain.error), rel=0.02)
 
 
 # -- barriers and lookbacks ------------------------------------------------------------------------
@@ -328,12 +331,13 @@ def _quantlib_flat(ql, spot, rate, sigma):
     today = ql.Date(1, 1, 2021)
     ql.Settings.instance().evaluationDate = today
     count = ql.Actual365Fixed()
+    # The drift is a negative dividend and the rate zero: nothing is discounted.
     none, carry = (
-        ql.YieldTermStructureHandle(ql.FlatForward(today, r, count)) for r in (0.0, rate)
+        ql.YieldTermStructureHandle(ql.FlatForward(today, r, count)) for r in (0.0, -rate)
     )
     vol = ql.BlackConstantVol(today, ql.NullCalendar(), sigma, count)
     return today, ql.BlackScholesMertonProcess(
-        ql.QuoteHandle(ql.SimpleQuote(spot)), none, carry, ql.BlackVolTermStructureHandle(vol)
+        ql.QuoteHandle(ql.SimpleQuote(spot)), carry, none, ql.BlackVolTermStructureHandle(vol)
     )
 
 
@@ -355,7 +359,6 @@ def test_barriers_are_reiners_and_rubinsteins(barrier, direction, sign, key):
             ql.EuropeanExercise(today + 365),
         )  # fmt: skip
         option.setPricingEngine(ql.AnalyticBarrierEngine(process))
-        # there the drift is a negative dividend, and the rate is zero: nothing is discounted
         found = ex.estimate(payoff(paths, forwards, 98.0, barrier, direction, sign))
         assert_near(found, option.NPV())
 
@@ -370,7 +373,7 @@ def test_a_barrier_looked_at_on_dates_is_one_further_away(key):
     always = ex.knock_out(paths, 100.0, 100.0, 130.0, 1.0)
     gap = ex.estimate(there - moved)
     assert abs(gap.value) < FOUR * gap.error + 0.02
-    assert ex.estimate(there - always).value > 0.5
+    assert ex.estimate(there - always).value > 10 * abs(gap.value)
 
 
 def test_barrier_delta_is_that_of_bumps(key):
@@ -424,13 +427,18 @@ def _quantlib_european(ql, process, today):
 
 
 def test_bridge_ends_before_the_jump(key):
-    """A jump over the barrier is a touch; one that follows a far path is not two."""
-    law = Merton(1e-4, 2.0, -0.3, 1e-6)
-    grid = dates(1.0, 2)
-    paths = pa.simulate(law, key, grid, 20_000)
-    alive = ex.Always().survival(paths, 100.0, 80.0, -1.0)
-    np.testing.assert_array_equal(alive, (paths.jumps == 0).all(0))
-    assert_near(ex.estimate(alive), np.exp(-2.0))
+    """Without diffusion a path drifts up and jumps down, at the end of a step."""
+    law, grid = Merton(1e-4, 2.0, -0.3, 1e-6), dates(1.0, 2)
+    paths = pa.simulate(law, key, grid, 5000)
+    s = pa.levels(paths, 100.0)
+    below = ex.Always().survival(paths, 100.0, 95.0, -1.0)
+    np.testing.assert_array_equal(below, (s > 95.0).all(0))
+    above = ex.Always().survival(paths, 100.0, 125.0, 1.0)
+    peaks = s[1:] * np.exp(-paths.jumps)
+    np.testing.assert_array_equal(above, (peaks < 125.0).all(0))
+    assert ((s < 125.0).all(0) & (above == 0)).any() and (below == 0).any() and (below == 1).any()
+    top = ex.extreme(paths, 100.0, key, 1.0)
+    np.testing.assert_allclose(top, np.maximum(peaks.max(0), 100.0), rtol=1e-3)
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
@@ -491,14 +499,14 @@ def test_variance_swap_strike_is_the_mean_of_realised_variance(law, key):
     found = ex.estimate(ex.realised_variance(paths, forwards), paths.weights)
     assert_near(found, ex.variance_swap_strike(law, grid, forwards))
     limit = ex.variance_swap_strike(law, dates(2.0, 20_000))
-    assert limit == pytest.approx(ex.expected_variance(law, 2.0) / 2.0, rel=1e-4)
+    assert limit == pytest.approx(float(ex.expected_variance(law, 2.0)) / 2.0, rel=1e-4)
 
 
 def test_variance_swap_of_heston_is_the_log_contract():
     """Without jumps the expected variance is -2 E x, a derivative of the transform."""
     step = 1e-5
     mean = ex.log_transform(HESTON, jnp.array([0.0, 2.0]), jnp.array([step])).real / step
-    assert ex.expected_variance(HESTON, 2.0) == pytest.approx(-2 * mean, rel=1e-4)
+    assert ex.expected_variance(HESTON, 2.0) == pytest.approx(-2 * float(mean), rel=1e-4)
     assert ex.expected_variance(HESTON, 2.0) == pytest.approx(
         0.06 * 2 + 0.03 * (1 - np.exp(-4)) / 2
     )  # fmt: skip
