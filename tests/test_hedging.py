@@ -168,6 +168,7 @@ def test_hedge_ratios_leave_what_the_instruments_do_not_span():
         assert np.linalg.norm((target - (units + move) @ used) @ root) > left[0]
 
 
+@pytest.mark.slow
 def test_contracts_are_priced_as_one_by_one(key):
     """The simulation's controls leave every price where it was, with a smaller error."""
     quotes = heston_quotes()
@@ -224,14 +225,15 @@ def test_exposures_are_prices_and_their_derivatives(seen):
     f, v = float(seen.forward[day, path]), float(seen.variance[day, path])
     left = 0.25 - float(seen.times[day])
 
+    @jax.jit
     def price(f, v):
-        return float(fourier.price(replace(LAW, v0=v), f, 105.0, left))
+        return fourier.price(replace(LAW, v0=v), f, 105.0, left)
 
-    assert float(found.value[day, path]) == pytest.approx(price(f, v), abs=1e-6)
+    assert float(found.value[day, path]) == pytest.approx(float(price(f, v)), abs=1e-6)
     slope = (price(f + 0.01, v) - price(f - 0.01, v)) / 0.02
-    assert float(found.delta[day, path]) == pytest.approx(slope, abs=1e-4)
+    assert float(found.delta[day, path]) == pytest.approx(float(slope), abs=1e-4)
     slope = (price(f, v + step) - price(f, v - step)) / (2 * step)
-    assert float(found.vega[day, path]) == pytest.approx(slope, rel=1e-3)
+    assert float(found.vega[day, path]) == pytest.approx(float(slope), rel=1e-3)
     np.testing.assert_allclose(found.value[-1], np.maximum(seen.forward[-1] - 105.0, 0.0))
     assert all(np.isfinite(x).all() for x in found)
 
