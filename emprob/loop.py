@@ -81,13 +81,14 @@ def _decision(method: Algorithm) -> Callable:
 def _decide(loop: Loop, new: State, info: Info, max_steps, tol, may_fall=None) -> Loop:
     """Judge the evaluation of `loop.state.params`; adopt the proposal unless it is time to stop."""
     finite = jnp.isfinite(info.objective)
+    lost = jnp.isnan(info.score_norm) & _stays(loop.state, new)
     rounding = DECREASE if info.objective.dtype == jnp.float64 else DECREASE_32
     fell = info.objective < loop.objective - rounding * (1.0 + jnp.abs(loop.objective))
     fell = fell if may_fall is None else fell & ~may_fall(loop.state)
     stop = jnp.where(info.score_norm <= tol, CONVERGED, GO)
     stop = jnp.where((stop == GO) & (loop.count >= max_steps), OUT, stop)
     stop = jnp.where(fell, FELL, stop)
-    stop = jnp.where(finite, stop, NON_FINITE)
+    stop = jnp.where(finite & ~lost, stop, NON_FINITE)
     ok = finite & ~fell
     params = {k: jnp.where(ok, v, loop.params[k]) for k, v in loop.state.params.items()}
     objective = jnp.where(ok, info.objective, loop.objective)
@@ -96,11 +97,18 @@ def _decide(loop: Loop, new: State, info: Info, max_steps, tol, may_fall=None) -
     return _strong(Loop(state, params, objective, loop.count + go, stop))
 
 
+def _stays(old: State, new: State) -> Array:
+    """Whether a step moved no parameter, or to no number."""
+    stays = [((v == old.params[k]) | jnp.isnan(v)).all() for k, v in new.params.items()]
+    return jnp.all(jnp.stack(stays))
+
+
 def _decide_freely(loop: Loop, new: State, info: Info, max_steps, tol) -> Loop:
     """As `_decide`, for a method that may go down on its way: the best parameters are kept."""
     stop = jnp.where(info.score_norm <= tol, CONVERGED, GO)
     stop = jnp.where((stop == GO) & (loop.count >= max_steps), OUT, stop)
-    stop = jnp.where(jnp.isfinite(info.objective), stop, NON_FINITE)
+    lost = jnp.isnan(info.score_norm) & _stays(loop.state, new)
+    stop = jnp.where(jnp.isfinite(info.objective) & ~lost, stop, NON_FINITE)
     best = info.objective > loop.objective
     params = {k: jnp.where(best, v, loop.params[k]) for k, v in loop.state.params.items()}
     objective = jnp.where(best, info.objective, loop.objective)

@@ -34,6 +34,7 @@ from numpyro.distributions.distribution import (
 )
 from numpyro.primitives import _PYRO_STACK, Messenger
 
+from emprob.densities import log_density
 from emprob.errors import ModelError
 from emprob.evaluation import (
     Evaluation,
@@ -287,7 +288,7 @@ class Interpreter(Messenger):
     def _latent(self, msg: dict, fn: Unwrapped, role: str) -> None:
         atoms = _atoms(msg["name"], fn)
         name, value, plates = self._enumerated(msg, atoms)
-        natural = fn.base.log_prob(value)
+        natural = log_density(fn.base, value)
         coefficient, offset = jnp.ones(()), jnp.zeros(())
         if fn.mask is not None:
             coefficient = fn.mask.astype(natural.dtype)
@@ -320,7 +321,7 @@ class Interpreter(Messenger):
         name, value, plates = self._enumerated(msg, nodes)
         steps = jnp.diff(nodes)
         room = 0.5 * (jnp.append(steps, 0.0) + jnp.insert(steps, 0, 0.0))
-        natural = fn.base.log_prob(value) + jnp.log(room).reshape(value.shape)
+        natural = log_density(fn.base, value) + jnp.log(room).reshape(value.shape)
         seen = jnp.ones(()) if fn.mask is None else fn.mask.astype(natural.dtype)
         nothing, msg["value"] = jnp.zeros(()), value
         self._record(msg, fn, natural, seen, nothing, value, own=name, plates=plates)
@@ -356,7 +357,7 @@ class Interpreter(Messenger):
         if name + self.context.suffix in self.families:
             self._record_family(msg, fn, value, coefficient, plates)
             return
-        natural, folded = base.log_prob(value), False
+        natural, folded = log_density(base, value), False
         if fn.reinterpreted:
             natural, coefficient, folded = _reduce_event(natural, coefficient, value, fn)
         self._record(

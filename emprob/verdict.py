@@ -7,6 +7,7 @@ the parameters; the site to blame for a NaN from one plain evaluation.
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from numpyro.distributions.distribution import validation_enabled
@@ -252,8 +253,26 @@ def blame(model: LatentModel, params: Params) -> tuple[str | None, str]:
                 f"The log-density of site '{site}' is not finite in {int(bad.sum())} places; its "
                 f"distribution's arguments are {at}. Check its parents, or start elsewhere (init=)."
             )
-    lost = failures(model, params)
+    lost = failures(model, params) or _without_slope(model, params)
     return None, f"{lost[:1].upper()}{lost[1:]}." if lost else ""
+
+
+def _without_slope(model: LatentModel, params: Params) -> str:
+    """Parameters in which the objective has no derivative."""
+    slope = _slope(model, {k: jnp.asarray(v) for k, v in params.items()})
+    bad = [repr(k) for k in model.params if not np.isfinite(np.asarray(slope[k])).all()]
+    if not bad:
+        return ""
+    return (
+        f"the derivative of the objective in {', '.join(bad)} is not a number, while the objective "
+        "is one: some function in the program has no derivative there (a root at zero, 0 ** p). "
+        "Write it in another way, or start elsewhere (init=)"
+    )
+
+
+@jax.jit
+def _slope(model: LatentModel, params: Params) -> Params:
+    return jax.grad(model.objective)(params)
 
 
 def _all_states(table: np.ndarray, out: Any) -> bool:

@@ -857,3 +857,15 @@ def test_checks_are_silent_on_good_input():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ep.bind(mixture, Y)
+
+
+def test_a_derivative_that_is_not_a_number_is_named():
+    def program(y):
+        a = numpyro.sample("a", dist.Normal(0.0, 10.0))
+        with numpyro.plate("n", len(y)):
+            numpyro.sample("y", dist.Normal(a + jnp.sqrt(0.0 * a), 1.0), obs=y)
+
+    with pytest.warns(ep.ConvergenceWarning):
+        fit = ep.fit(ep.bind(program, np.array([0.3, 1.2])), ep.MAP(), progress=False)
+    assert fit.status is ep.Status.NON_FINITE and fit.num_steps < 3
+    assert "derivative of the objective in 'a' is not a number" in fit.message

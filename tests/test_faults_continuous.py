@@ -10,6 +10,8 @@ from numpyro.contrib.control_flow import scan
 from scipy import stats
 
 import emprob as ep
+from emprob.densities import log_density
+from emprob.estep.unsolved import Unsolved
 
 RNG = np.random.default_rng(11)
 
@@ -207,6 +209,80 @@ def test_a_kink_in_the_mean_is_refused_by_name():
     model = ep.bind(program, RNG.normal(size=12))
     with pytest.raises(ep.ModelError, match=r"not smooth in 'z'.*ep\.nuts"):
         ep.fit(model, progress=False)
+
+
+def test_student_t_has_third_derivatives_at_its_location():
+    laws = [lambda h: dist.StudentT(5.0, 0.2, jnp.exp(h / 2)), lambda h: dist.StudentT(4.0, h, 1.5)]
+    for law, h in zip(laws, (0.3, 0.2), strict=True):
+        for y in (0.2, 1.7):
+            assert log_density(law(h), y) == pytest.approx(float(law(h).log_prob(y)), abs=1e-13)
+            third = jax.grad(jax.grad(jax.grad(lambda h, y=y, law=law: log_density(law(h), y))))
+            slope = jax.grad(jax.grad(lambda h, y=y, law=law: log_density(law(h), y)))
+            differences = (slope(h + 1e-5) - slope(h - 1e-5)) / 2e-5
+            assert third(h) == pytest.approx(float(differences), abs=1e-6)
+
+
+def test_heavy_tails_with_zeros_and_holes_have_a_score():
+    """Where y equals its location a power's third derivative is not a number."""
+
+    def program(r):
+        tau = numpyro.sample("tau", dist.HalfNormal(1.0))
+        df = numpyro.sample("df", dist.Gamma(2.0, 0.1))
+        with numpyro.plate("days", len(r)):
+            h = numpyro.sample("h", dist.Normal(0.0, tau))
+            numpyro.sample("r", dist.StudentT(df, 0.0, jnp.exp(h / 2)), obs=r)
+
+    r = RNG.standard_t(5, size=40)
+    r[3], r[7] = np.nan, 0.0
+    model = ep.Laplace(3).adapted(ep.bind(program, r))
+    point = {"tau": jnp.asarray(0.6), "df": jnp.asarray(6.0)}
+    slope = jax.grad(model.objective)(point)
+    for name, value in point.items():
+        up, down = (model.objective({**point, name: value + e}) for e in (1e-5, -1e-5))
+        assert slope[name] == pytest.approx(float(up - down) / 2e-5, rel=1e-5, abs=1e-6)
+
+
+def bent(f):
+    def program(y):
+        s = numpyro.sample("s", dist.HalfNormal(1.0))
+        with numpyro.plate("n", len(y)):
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+            numpyro.sample("y", dist.Normal(f(z), s), obs=y)
+
+    return program
+
+
+KINKS = {
+    "max": lambda z: jnp.maximum(z, 0.0),
+    "relu": jax.nn.relu,
+    "clip": lambda z: jnp.clip(z, -0.5, 0.5),
+    "where": lambda z: jnp.where(z > 0.3, 2.0 * z, z + 0.3),
+}
+SMOOTH = {
+    "softplus": jax.nn.softplus,  # which has a maximum inside
+    "logaddexp": lambda z: jnp.logaddexp(2.0 * z, 0.3),
+    "a steep step": lambda z: jax.nn.sigmoid(200.0 * z),
+    "a hinge with a round corner": lambda z: jnp.sqrt(z**2 + 1e-4),
+    "waves": lambda z: jnp.sin(20.0 * z),
+    "a corner of the second derivative": lambda z: jnp.maximum(z, 0.0) ** 2,
+}
+
+
+@pytest.mark.parametrize("f", KINKS.values(), ids=KINKS)
+@pytest.mark.parametrize("size", [1, 12])
+def test_kinks_are_found_wherever_they_stand(f, size):
+    model = ep.bind(bent(f), np.linspace(-1.1, 2.0, size))
+    assert isinstance(model.structure.integrals[0].rule, Unsolved)
+    assert "maximum" in str(model.plan)
+    with pytest.raises(ep.ModelError, match=r"not smooth in 'z'.*ep\.nuts"):
+        ep.fit(model, progress=False)
+
+
+@pytest.mark.parametrize("f", SMOOTH.values(), ids=SMOOTH)
+@pytest.mark.parametrize("size", [1, 12])
+def test_what_is_smooth_is_integrated_around_its_mode(f, size):
+    model = ep.bind(bent(f), np.linspace(-1.1, 2.0, size))
+    assert isinstance(model.structure.integrals[0].rule, ep.Laplace)
 
 
 def log_scales(y, tail):

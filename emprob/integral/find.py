@@ -4,9 +4,10 @@ Nothing is assumed and nothing is parsed. Latents that enter the same log-factor
 series of a group are the elements of the plates that its latents share; a derivative along a
 direction that numbers the series tells to which series each cell of each factor belongs (and
 whether to one only), so `b[group]` needs no declaration. One Hessian product tells how many steps
-of a scan are tied to one another. A log-density is quadratic if its gradient is linear between two
+of a scan are tied to one another. A log-density is quadratic if its gradient is linear between
 random points, at two random parameters; conjugate if a family's statistics, fitted at a few
-points, predict it at two more.
+points, predict it at two more; smooth, as Laplace's approximation wants it, if its gradient does
+not jump (`kink.py`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,12 +29,14 @@ from emprob.integral import rows, steady
 from emprob.integral.block import Block, Slot
 from emprob.integral.integral import Integral, IntegralData, field, log_jacobian, values_of
 from emprob.integral.kernels import Kernel, candidates
+from emprob.integral.kink import curved, gradient, has_kink
 from emprob.model import LatentModel, factors, layout, log_factor
 from emprob.partition.plates import log_partition
 from emprob.space import bijection
 
 MAX_WIDTH = 2000  # coordinates that are integrated as one dense block
 SCALES = (1.0, 0.3, 0.1, 0.03)  # of the random latents at which cells are told to series
+SPREAD = (1.0, -0.3, 0.1, -0.03, -1.5, 2.5)  # of points at which a gradient is looked at
 EXACT = 1e-8  # relative error of a prediction that is rounding
 
 
@@ -113,8 +116,8 @@ def _classified(model, points, group, marks, sites) -> tuple[Integral, IntegralD
     if unsolved is not None:
         integral = replace(integral, rule=unsolved, why=unsolved.why)
         return integral, _with_real(model, points, integral, data, _joint_gradient)
-    data = _with_real(model, points, integral, data, _gradient)
-    quadratic, smooth = _is_quadratic(model, points, integral, data)
+    data = _with_real(model, points, integral, data, gradient)
+    quadratic = _is_quadratic(model, points, integral, data)
     integral = replace(integral, quadratic=quadratic)
     if quadratic:
         integral = replace(integral, rule=Gaussian(), why="the log-density is quadratic")
@@ -122,7 +125,8 @@ def _classified(model, points, group, marks, sites) -> tuple[Integral, IntegralD
     found = _conjugate(model, points, integral, data, sites)
     if found is not None:
         return found
-    if not smooth:
+    *_, left, right = _spread(integral)
+    if has_kink(_attached(model, [integral], [data]), points[0], left, right):
         rule = Unsolved(
             f"the log-density is not smooth in {_names(integral)}: an absolute value or a maximum "
             "stands in it",
@@ -318,14 +322,6 @@ def _slopes(model: LatentModel, params: Mapping, z: Array) -> dict[str, tuple[Ar
 # -- derivatives --------------------------------------------------------------------------------
 
 
-def _total(model: LatentModel, params: Mapping, z: Array) -> Array:
-    """The log-density of all series and branches, each branch with a weight of its own."""
-    integral = model.structure.integrals[0]
-    weights = jnp.asarray(np.random.default_rng(2).uniform(0.5, 1.5, integral.num_branches))
-    values = field(model, params, 0)(jnp.broadcast_to(z, integral.shape))
-    return (weights[:, None] * values).sum()
-
-
 def _joint(model: LatentModel, params: Mapping, z: Array) -> Array:
     """The log-density of everything, the discrete latents summed out."""
     integral, data = model.structure.integrals[0], model.data.integrals[0]
@@ -333,13 +329,7 @@ def _joint(model: LatentModel, params: Mapping, z: Array) -> Array:
     return log_partition(factors(out), layout(out)) + log_jacobian(integral, data, z).sum()
 
 
-_gradient = jax.jit(jax.grad(_total, 2))
 _joint_gradient = jax.jit(jax.grad(_joint, 2))
-
-
-@jax.jit
-def _curved(model: LatentModel, params: Mapping, z: Array, move: Array) -> Array:
-    return jax.jvp(partial(jax.grad(_total, 2), model, params), (z,), (move,))[1]
 
 
 def _lag(model, points, integral: Integral, data: IntegralData) -> int:
@@ -351,7 +341,7 @@ def _lag(model, points, integral: Integral, data: IntegralData) -> int:
     z, reach = _random(integral, 3), 1
     for t in dict.fromkeys((0, steps // 2, steps - 1)):
         move = jnp.zeros(integral.block.shape).at[:, t].set(_random(integral, 4)[:, t])
-        answer = np.abs(np.asarray(_curved(probe, dict(points[0]), z, move))).max((0, 2))
+        answer = np.abs(np.asarray(curved(probe, dict(points[0]), z, move))).max((0, 2))
         tied = np.flatnonzero(answer)
         reach = max(reach, *np.abs(tied - t))
     return steps if reach > steps // 3 else int(reach)
@@ -384,18 +374,30 @@ def _with_real(model, points, integral: Integral, data: IntegralData, slope) -> 
     return data._replace(real=real)
 
 
-def _is_quadratic(model, points, integral: Integral, data: IntegralData) -> tuple[bool, bool]:
-    """Whether the gradient is linear; and whether it is where the Hessian is constant."""
+def _spread(integral: Integral) -> list[Array]:
+    """Random points near zero and far from it, every coordinate on both sides.
+
+    Where a log-density is flat at all of a few points, such as a step between them, it looks
+    quadratic; where a kink is not between them, smooth.
+    """
+    side = jnp.sign(_random(integral, 7))
+    sizes = [0.5 + jnp.abs(_random(integral, 8 + k)) for k in range(len(SPREAD))]
+    return [scale * side * size for scale, size in zip(SPREAD, sizes, strict=True)]
+
+
+def _is_quadratic(model, points, integral: Integral, data: IntegralData) -> bool:
+    """Whether the gradient is linear."""
     probe = _attached(model, [integral], [data])
-    a, b = _random(integral, 7), 1.5 * _random(integral, 8)
-    linear = steady = True
+    first, *others = _spread(integral)
     for params in points:
-        first, second = (np.asarray(_gradient(probe, dict(params), z)) for z in (a, b))
-        here, there = (np.asarray(_curved(probe, dict(params), z, b - a)) for z in (a, b))
-        size = np.abs(here).max() + np.abs(first).max()
-        linear &= bool(np.abs(second - first - here).max() <= EXACT * size)
-        steady &= bool(np.abs(there - here).max() <= EXACT * size)
-    return linear, linear or not steady
+        slope = np.asarray(gradient(probe, dict(params), first))
+        for z in others:
+            there = np.asarray(gradient(probe, dict(params), z))
+            here = np.asarray(curved(probe, dict(params), first, z - first))
+            size = np.abs(here).max() + np.abs(slope).max()
+            if not np.abs(there - slope - here).max() <= EXACT * size:
+                return False
+    return True
 
 
 # -- conjugacy ----------------------------------------------------------------------------------

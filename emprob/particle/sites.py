@@ -12,6 +12,7 @@ from numpyro.distributions.distribution import Unit, validation_enabled
 from numpyro.ops.pytree import PytreeTrace
 from numpyro.primitives import Messenger
 
+from emprob.densities import log_density
 from emprob.errors import ModelError
 from emprob.model import LatentModel, arguments
 from emprob.program import ONE_AT_A_TIME, _without_nan, unwrap
@@ -177,7 +178,7 @@ def _factor(msg: dict, value: Array, keep: Array | None) -> Factor:
     if isinstance(fn.base, Unit):
         table, masks = jnp.asarray(fn.base.log_factor), [fn.mask]
     else:
-        table, masks = fn.base.log_prob(value), [fn.mask, keep]
+        table, masks = log_density(fn.base, value), [fn.mask, keep]
     for mask in masks:
         if mask is not None:
             table = jnp.where(mask, table, 0.0)
