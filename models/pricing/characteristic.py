@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 SMALL = 0.01  # |z| below which log(1 + z) / z is summed as a series, exact to float64
-TINY = 1e-10  # what stands for no mean reversion; prices do not see it
+TINY = 1e-12  # what stands for no mean reversion; prices do not see it
 
 
 class Law(Protocol):

@@ -9,8 +9,9 @@ variance w = -8 log f(0) makes the integrand vanish at 0 and takes away its pole
 integral is cut where f(u) / (1 + u²) has fallen to exp(-DEPTH), which a few steps of the secant
 method find for each maturity, and summed at Gauss–Legendre nodes, denser towards 0. So one rule
 serves maturities from minutes to decades. The error is that of the cut, below 1e-9 of the forward,
-unless the law's tails are so heavy that the integrand oscillates more often than there are nodes
-for; more `nodes` are the remedy, and the only setting.
+unless the law's centre is so narrow against a far strike that the integrand oscillates more often
+than there are nodes for (|log K / F| times the volatility of the variance over the variance beyond
+20, say); more `nodes` are the remedy, and the only setting.
 
 Prices are of a forward of 1 and undiscounted unless a function says otherwise. Their error is
 absolute: what is worth less than 1e-10 of the forward has no digits.
@@ -20,23 +21,24 @@ Interest Rate Modeling 1, for the control variate; Merton (1976), Journal of Fin
 for the series.
 """
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import gammaln, xlogy
+from jax.scipy.special import gammaln
 
 from emprob.models.pricing import black
 from emprob.models.pricing.characteristic import Law, Merton
 
 NODES = 64
-MANY_NODES = 256  # where options are few
+MANY_NODES = 512  # where options are few
 TERMS = 128  # of Merton's series
 DEPTH = 26.0  # where the integral is cut: log(1 + u²) - log |f(u)|
 CROWDING = 3.0  # of the nodes towards 0: u = cut * sinh(CROWDING x) / sinh(CROWDING)
 STEPS = 5  # of the search for the cut
-LEAST = 1e-14  # total variance below which a price is its intrinsic value
+LEAST = 1e-20  # total variance below which a price is its intrinsic value
 
 
 def calls(law: Law, log_moneyness: Any, times: Any, expiry: Any, nodes: int = NODES) -> jax.Array:
@@ -126,8 +128,9 @@ def merton_series(
     jumps = jnp.arange(terms, dtype=float).reshape((terms,) + (1,) * forward.ndim)
     growth = law.jump_mean + 0.5 * law.jump_sd**2
     expected = law.intensity * time
-    # log n^n is not finite at no jump, and none of its derivatives
-    weight = jnp.exp(xlogy(jumps, expected) - expected - gammaln(jumps + 1))
+    # Without jumps the logarithm, times none of them, must be finite.
+    log_expected = jnp.log(expected + jnp.finfo(jumps.dtype).tiny ** 0.5)
+    weight = jnp.exp(jumps * log_expected - expected - gammaln(jumps + 1))
     level = forward * jnp.exp(jumps * growth - expected * jnp.expm1(growth))
     variance = law.sigma**2 * time + jumps * law.jump_sd**2
     known = variance > 0
@@ -146,7 +149,8 @@ def _time_values(
     # A product of matrices: a plain sum takes five times as long to differentiate.
     integral = jnp.einsum("nm,nm->n", jnp.concatenate([real, imaginary], -1)[expiry], waves)
     sign = jnp.where(k >= 0, 1.0, -1.0)
-    control = black.black(1.0, jnp.exp(k), jnp.sqrt(variance)[expiry], sign)
+    deviation = jnp.where(variance > LEAST, jnp.sqrt(variance), 0.0)
+    control = black.black(1.0, jnp.exp(k), deviation[expiry], sign)
     return control + jnp.exp(0.5 * k) * integral, sign
 
 
@@ -169,6 +173,7 @@ def _transform(law: Law, times: jax.Array, nodes: int) -> tuple[jax.Array, ...]:
     return u, real, -scale * value.imag, variance[:, 0]
 
 
+@functools.cache
 def _rule(nodes: int) -> tuple[np.ndarray, np.ndarray]:
     """Nodes and weights on [0, 1]."""
     x, weight = np.polynomial.legendre.leggauss(nodes)
