@@ -3,8 +3,7 @@
 `emprob.models.option_chain` makes them from a table of an option chain; `from_arrays` from arrays.
 """
 
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import jax
@@ -15,11 +14,7 @@ from jax.scipy.special import ndtr
 from emprob.errors import DataError
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["log_moneyness", "times", "expiry", "forwards", "mid", "half_spread", "sign"],
-    meta_fields=[],
-)
+@jax.tree_util.register_pytree_with_keys_class
 @dataclass(frozen=True)
 class Quotes:
     """Implied volatilities of N options at E expiries; a pytree, all fields are arrays.
@@ -50,6 +45,16 @@ class Quotes:
         for name, value in vars(self).items():
             if isinstance(value, np.ndarray):
                 object.__setattr__(self, name, jnp.asarray(value))
+
+    def tree_flatten_with_keys(self) -> tuple:
+        """Leaves by name; arrays leave as NumPy's, which `ep.bind` knows to be data."""
+        leaves = ((jax.tree_util.GetAttrKey(f.name), getattr(self, f.name)) for f in fields(self))
+        return tuple((key, _leaf(x)) for key, x in leaves), None
+
+    @classmethod
+    def tree_unflatten(cls, _: None, leaves: Any) -> "Quotes":
+        """The inverse."""
+        return cls(*leaves)
 
     @property
     def num_quotes(self) -> int:
@@ -95,6 +100,11 @@ class Quotes:
     def ask(self) -> Any:
         """(N,), volatility of the ask."""
         return self.mid + self.half_spread
+
+
+def _leaf(x: Any) -> Any:
+    concrete = isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer)
+    return np.asarray(x) if concrete else x
 
 
 def from_arrays(
