@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from emprob import noisy
-from emprob.accelerate import Squarem
+from emprob.accelerate import QuasiNewton
 from emprob.curvature import UncertaintyReport
 from emprob.edge import Snapped, snapped
 from emprob.em import EM
@@ -49,8 +49,8 @@ def fit(
 
     Args:
         model: from `bind`.
-        method: an algorithm, such as `ep.EM()` or `ep.Squarem(ep.EM())`. None: Squarem over EM, or
-            MAP where nothing is latent.
+        method: an algorithm, such as `ep.EM()` or `ep.QuasiNewton(ep.EM())`. None:
+            QuasiNewton over EM, or MAP where nothing is latent.
         key: a PRNG key or int for the starts; None: 0 (the same starts each time).
         init: starting values by site, constrained space; some or all parameters.
         num_starts: number of starts. All run a little as one batch, the best run to the end.
@@ -156,11 +156,11 @@ def steps(
 def choose(model: LatentModel, method: Algorithm | None) -> Algorithm:
     """The method for a model, checked."""
     if method is None:
-        return MAP() if not model.latents or needs_ascent(model) else Squarem(EM())
+        return MAP() if not model.latents or needs_ascent(model) else QuasiNewton(EM())
     if not isinstance(method, Algorithm) or isinstance(method, type):
         raise ValueError(
             f"method={method!r}: expected an algorithm such as ep.EM(), ep.MAP() or "
-            "ep.Squarem(ep.EM())."
+            "ep.QuasiNewton(ep.EM())."
         )
     try:
         hash(method)
