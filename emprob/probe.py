@@ -87,13 +87,15 @@ def _origins(p: Probe) -> dict[str, Array]:
 
 def _evaluate(model: LatentModel, params: Mapping[str, Array]) -> Probe:
     static: list[Evaluation] = []
-
-    def terms(model: LatentModel, params: Mapping[str, Array]) -> dict[str, Term]:
-        static[:] = [model.evaluate(params)]
-        return _without_tables(static[0])
-
-    values = jax.tree.map(np.asarray, jax.jit(terms)(model, dict(params)))
+    jax.eval_shape(lambda m, p: static.append(m.evaluate(p)), model, dict(params))
+    values = jax.tree.map(np.asarray, _terms(model, dict(params)))
     return Probe({k: np.asarray(v) for k, v in params.items()}, values, static[0])
+
+
+@jax.jit
+def _terms(model: LatentModel, params: Mapping[str, Array]) -> dict[str, Term]:
+    """The terms; one function, so that binding data of a known shape compiles nothing."""
+    return _without_tables(model.evaluate(params))
 
 
 def _without_tables(out: Evaluation) -> dict[str, Term]:

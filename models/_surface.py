@@ -143,8 +143,8 @@ def main(model: Model, argv: Sequence[str] | None, title: str, table: str = "btc
     volatility = model.volatility(found.params, quotes)
     _report.show(flagged(quotes, volatility, bad))
     _report.heading("Arbitrage on a dense grid")
-    _report.show(arbitrage.check(model.surface(found.params, quotes), quotes.times,
-                                 level=float(level(quotes))))  # fmt: skip
+    law = model.surface(found.params, quotes)
+    _report.show(arbitrage.check(law, quotes.times, float(level(quotes))))
     _report.heading("Held-out quotes")
     _report.show(generalisation(model, quotes, opt))
     comparison = _report.beside(found, opt)

@@ -115,30 +115,48 @@ def calendar_penalty(surface: Surface, times: Array, k: Array, weight: float = 1
     return weight * (jnp.minimum(grown / typical, 0.0) ** 2).sum()
 
 
-def check(surface: Surface, times: Array, k: Any = None, level: float = 0.5) -> pd.DataFrame:
+def check(surface: Surface, times: Array, level: Any, points: int = 2001) -> pd.DataFrame:
     """What a dense grid finds, a row per maturity.
+
+    Butterflies are looked at within `REACH` standard deviations of each maturity, calendar spreads
+    within those of the shorter one. Where a price has no digits its volatility is NaN, and nothing
+    is said there.
 
     Args:
         surface: volatility at (k, code).
         times: (E,), years.
-        k: (G,); by default 2001 points up to 5 standard deviations of the longest maturity.
-        level: volatility at the money, for the default grid.
+        level: volatility at the money, a number.
+        points: of the grid of a maturity.
 
     Returns:
         Columns: years; the lowest Durrleman's function and where; the least growth of total
-        variance since the maturity before and where; whether both are free of arbitrage.
+        variance from this maturity to the next and where; whether both are free of arbitrage.
     """
     times = jnp.asarray(times)
-    k = grid(level, times, 2001) if k is None else jnp.asarray(k)
-    g = np.asarray(durrleman(surface, times, k))
-    grown = np.asarray(growth(surface, times, k))
-    grown = np.concatenate([np.full((1, len(k)), np.nan), grown])
+    k = level * jnp.sqrt(times)[:, None] * jnp.linspace(-REACH, REACH, points)
+    k, g, grown = (np.asarray(x) for x in (k, *jax.jit(_seen, static_argnums=0)(surface, times, k)))
     rows = []
     for e, year in enumerate(np.asarray(times)):
-        least = np.nan if e == 0 else grown[e].min()
-        rows.append({
-            "years": year, "butterfly": g[e].min(), "at k": float(k[g[e].argmin()]),
-            "calendar": least, "at k ": np.nan if e == 0 else float(k[grown[e].argmin()]),
-            "free": bool(g[e].min() > -TOLERANCE and not least < -TOLERANCE),
-        })  # fmt: skip
-    return pd.DataFrame(rows)
+        low, where = _least(g[e], k[e])
+        least, at = _least(grown[e], k[e]) if e + 1 < len(times) else (np.nan, np.nan)
+        free = low > -TOLERANCE and not least < -TOLERANCE
+        rows.append((year, low, where, least, at, free))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+COLUMNS = ("years", "butterfly", "at k", "calendar", "at k ", "free")
+
+
+def _seen(surface: Surface, times: Array, k: Array) -> tuple[Array, Array]:
+    """Durrleman's function (E, G), and growth to the next maturity (E, G), 0 for the last."""
+    code = jnp.broadcast_to(jnp.arange(len(times))[:, None], k.shape)
+    total = _variance(surface, times)
+    after = jnp.minimum(code + 1, len(times) - 1)
+    return durrleman(surface, times, k), total(k, after) - total(k, code)
+
+
+def _least(value: np.ndarray, k: np.ndarray) -> tuple[float, float]:
+    """The lowest value that is a number, and where."""
+    if not np.isfinite(value).any():
+        return np.nan, np.nan
+    return float(np.nanmin(value)), float(k[np.nanargmin(value)])

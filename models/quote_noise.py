@@ -2,8 +2,8 @@
 
     state_n ~ share,   mid_n ~ Normal(volatility_n, width[state_n] * half_spread_n)
 
-A good quote's mid is off by about its half-spread, a stale one by several, one of a crossed market
-by dozens. Everything is in implied volatility, so a spread in prices is divided by vega
+A good quote's mid is off by less than its half-spread, a stale one by several, one of a crossed
+market by dozens. The widths are in this order whatever the data say. Everything is in implied volatility, so a spread in prices is divided by vega
 (`option_chain.quotes`). `indicator` leaves the state of a quote a latent, for EM; `mixture` sums it
 out in the law of the mid, where another latent must be integrated.
 """
@@ -20,8 +20,8 @@ from emprob.models.quotes import Quotes
 
 STATES = ("good", "stale", "crossed")
 SHARE = jnp.array([30.0, 3.0, 1.5])  # Dirichlet
-WIDTH = jnp.array([0.7, 8.0, 40.0])  # half-spreads, medians of log-normals
-WIDTH_SPREAD = jnp.array([0.7, 0.4, 0.4])
+GOOD = 0.7  # half-spreads, the median of a log-normal
+EXCESS = jnp.array([10.0, 4.0])  # of the next width over the last, likewise, relative
 LEAST_SPREAD = 2e-4  # volatility; a spread below a tick is not known that well
 
 
@@ -33,11 +33,22 @@ def spreads(quotes: Quotes) -> Array:
     return jnp.maximum(jnp.where(known, quotes.half_spread, usual), LEAST_SPREAD)
 
 
-def _widths() -> tuple[Any, Any]:
-    """Shares (3,) and widths (3,), in half-spreads, of the three kinds of quotes."""
+def widths(good: Any, excess: Any) -> Array:
+    """Widths (3,), in half-spreads, of the three kinds of quotes.
+
+    Args:
+        good: positive, a scalar.
+        excess: (2,), positive: stale over good less 1, crossed over stale less 1.
+    """
+    return good * jnp.concatenate([jnp.ones(1), jnp.cumprod(1.0 + jnp.asarray(excess))])
+
+
+def _law() -> tuple[Array, Array]:
+    """Shares (3,) and widths (3,) by their priors."""
     share = numpyro.sample("share", dist.Dirichlet(SHARE))
-    width = numpyro.sample("width", dist.LogNormal(jnp.log(WIDTH), WIDTH_SPREAD).to_event(1))
-    return share, width
+    good = numpyro.sample("width", dist.LogNormal(jnp.log(GOOD), 0.7))
+    excess = numpyro.sample("excess", dist.LogNormal(jnp.log(EXCESS), 0.5).to_event(1))
+    return share, widths(good, excess)
 
 
 def indicator(quotes: Quotes, volatility: Any) -> None:
@@ -45,7 +56,7 @@ def indicator(quotes: Quotes, volatility: Any) -> None:
 
     Quotes that are missing (NaN) stay in the plate and say nothing.
     """
-    share, width = _widths()
+    share, width = _law()
     with numpyro.plate("quote", quotes.num_quotes):
         law = dist.Categorical(share)
         state = numpyro.sample("state", law, infer={"enumerate": "parallel"})
@@ -55,7 +66,7 @@ def indicator(quotes: Quotes, volatility: Any) -> None:
 
 def mixture(quotes: Quotes, volatility: Any) -> None:
     """The same law of the mids with the states summed out."""
-    share, width = _widths()
+    share, width = _law()
     with numpyro.plate("quote", quotes.num_quotes):
         scale = width * spreads(quotes)[:, None]
         each = dist.Normal(jnp.asarray(volatility)[:, None], scale)
@@ -65,7 +76,7 @@ def mixture(quotes: Quotes, volatility: Any) -> None:
 
 def gaussian(quotes: Quotes, volatility: Any) -> None:
     """All quotes good: (weighted) least squares, for comparison."""
-    width = numpyro.sample("width", dist.LogNormal(jnp.log(WIDTH[0]), 2.0))
+    width = numpyro.sample("width", dist.LogNormal(jnp.log(GOOD), 2.0))
     with numpyro.plate("quote", quotes.num_quotes):
         law = dist.Normal(volatility, width * spreads(quotes))
         numpyro.sample("mid", law, obs=quotes.mid)
@@ -78,7 +89,7 @@ def responsibilities(quotes: Quotes, volatility: Array, share: Array, width: Arr
         quotes: N options; missing ones have the prior shares.
         volatility: (N,), of the model.
         share: (3,).
-        width: (3,), half-spreads.
+        width: (3,), half-spreads, see `widths`.
     """
     scale = width * spreads(quotes)[:, None]
     residual = jnp.nan_to_num(quotes.mid - volatility)[:, None]

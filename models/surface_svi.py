@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpyro
+import numpyro.distributions as dist
 from jax import Array
 
 import emprob as ep
@@ -92,6 +93,27 @@ def surface_svi(
     k = arbitrage.grid(unit, quotes.times)
     numpyro.factor("butterfly", -arbitrage.butterfly_penalty(law, quotes.times, unit))
     numpyro.factor("calendar", -arbitrage.calendar_penalty(law, quotes.times, k))
+    noise(quotes, law(quotes.log_moneyness, quotes.expiry))
+
+
+def separate_svi(
+    quotes: Quotes, noise: Callable[[Quotes, Array], None] = quote_noise.indicator
+) -> None:
+    """Slices that share nothing but the noise: many smiles at once, of one day or of many.
+
+    Args:
+        quotes: N options of E smiles, NaN mids are missing.
+        noise: law of the mids, a function of `quote_noise`.
+    """
+    with numpyro.plate("slice", quotes.num_expiries):
+        laws = zip(CURVES, CENTRE, SPREAD, TRANSFORMS)
+        params = {
+            name: numpyro.sample(name, (dist.LogNormal if t else dist.Normal)(centre, spread))
+            for name, centre, spread, t in laws
+        }
+    law = surface(params, quotes)
+    unit = _surface.level(quotes)
+    numpyro.factor("butterfly", -arbitrage.butterfly_penalty(law, quotes.times, unit))
     noise(quotes, law(quotes.log_moneyness, quotes.expiry))
 
 

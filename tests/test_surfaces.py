@@ -1,0 +1,270 @@
+"""Programs of volatility surfaces: truth found again, bad quotes flagged, no arbitrage."""
+
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpyro import handlers
+
+import emprob as ep
+from emprob.estep.enumerate import log_partition_of
+from emprob.models import _surface, arbitrage, implied_density, quote_noise, smile_sabr, surface_svi
+from emprob.models.pricing import svi
+from emprob.models.quotes import Quotes
+
+NAMES = ("smile_sabr", "surface_svi", "surface_heston", "surface_bates", "implied_density")
+SABR = {
+    "alpha": np.array([0.95, 1.0, 1.05]),
+    "nu": np.array([0.5, 0.55, 0.6]),
+    "rho": np.array([-0.3, -0.25, -0.2]),
+}
+
+
+def places(num_strikes=15, level=0.6):
+    """Quotes (45,) at 3 maturities whose mids are to be filled in."""
+    times = np.array([0.1, 0.3, 0.9])
+    code = np.repeat(np.arange(3), num_strikes)
+    k = np.tile(np.linspace(-1.5, 1.5, num_strikes), 3) * level * np.sqrt(times)[code]
+    flat = np.full(len(k), level)
+    return Quotes(*(jnp.asarray(x) for x in (k, times, code, np.ones(3), flat, 0.01 * flat,
+                                             np.where(k < 0, -1.0, 1.0))))  # fmt: skip
+
+
+def with_mids(quotes, mid):
+    return Quotes(**{**vars(quotes), "mid": jnp.asarray(mid)})
+
+
+@pytest.fixture(scope="module")
+def sabr_quotes():
+    """Mids of SABR with noise, four of them wrong; the true volatilities; which are wrong."""
+    rng = np.random.default_rng(5)
+    quotes = places()
+    true = np.asarray(smile_sabr.surface(SABR, quotes)(quotes.log_moneyness, quotes.expiry))
+    mid = true + np.asarray(quotes.half_spread) * rng.normal(size=len(true)) / 3
+    wrong = np.array([3, 20, 33, 40])
+    mid[wrong] += np.array([0.08, -0.1, 0.3, -0.07])
+    return with_mids(quotes, mid), true, wrong
+
+
+@pytest.fixture(scope="module")
+def sabr_fit(sabr_quotes):
+    return ep.fit(ep.bind(smile_sabr.smile_sabr, sabr_quotes[0]), progress=False)
+
+
+def test_bad_quotes_are_found(sabr_fit, sabr_quotes):
+    called = np.flatnonzero(_surface.bad_probability(sabr_fit) > 0.5)
+    assert sabr_fit.converged
+    assert list(called) == list(sabr_quotes[2])
+
+
+def test_bad_quotes_do_not_move_the_fit(sabr_fit, sabr_quotes):
+    quotes, true, wrong = sabr_quotes
+    fitted = smile_sabr.MODEL.volatility(sabr_fit.params, quotes)
+    least_squares = ep.fit(ep.bind(smile_sabr.smile_sabr, quotes, quote_noise.gaussian),
+                           progress=False)  # fmt: skip
+    off = smile_sabr.MODEL.volatility(least_squares.params, quotes)
+    robust = np.sqrt(np.mean((np.asarray(fitted) - true) ** 2))
+    assert robust < 0.002
+    assert robust < np.sqrt(np.mean((np.asarray(off) - true) ** 2)) / 4
+
+
+def test_standard_errors_cover_the_truth(sabr_fit, sabr_quotes):
+    """Curves in units of the level, which is a median of the mids: compare the volatilities."""
+    quotes, true, _ = sabr_quotes
+    unit = float(_surface.level(quotes)) / 0.6
+    table = sabr_fit.summary()
+    for name, scale in (("alpha", unit), ("nu", 1.0), ("rho", 1.0)):
+        rows = table.loc[[f"{name}[{e}]" for e in range(3)]]
+        z = (rows["estimate"].to_numpy() * scale - SABR[name]) / (rows["se"].to_numpy() * scale)
+        assert (np.abs(z) < 3.5).all(), (name, z)
+
+
+def test_responsibilities_are_those_of_the_fit(sabr_fit, sabr_quotes):
+    quotes = sabr_quotes[0]
+    p = sabr_fit.params
+    widths = quote_noise.widths(p["width"], p["excess"])
+    volatility = smile_sabr.MODEL.volatility(p, quotes)
+    ours = quote_noise.responsibilities(quotes, volatility, p["share"], widths)
+    np.testing.assert_allclose(ours, sabr_fit.posterior["state"].smoothed, atol=1e-10)
+
+
+def test_a_missing_maturity_borrows_from_its_neighbours(sabr_quotes):
+    quotes, true, _ = sabr_quotes
+    middle = np.asarray(quotes.expiry) == 1
+    kept = with_mids(quotes, jnp.where(middle, jnp.nan, quotes.mid))
+    found = ep.fit(ep.bind(smile_sabr.smile_sabr, kept), progress=False)
+    fitted = np.asarray(smile_sabr.MODEL.volatility(found.params, quotes))
+    assert found.converged
+    assert np.abs(fitted - true)[middle].max() < 0.03
+    se = found.summary()["se"]
+    assert se["alpha[1]"] > 3 * se["alpha[0]"]
+
+
+def test_mixture_noise_is_the_indicator_summed_out(sabr_quotes):
+    quotes = sabr_quotes[0]
+    both = [
+        ep.bind(smile_sabr.smile_sabr, quotes, noise)
+        for noise in (quote_noise.indicator, quote_noise.mixture)
+    ]
+    start = {"alpha": np.ones(3), "nu": 0.5 * np.ones(3), "rho": np.zeros(3), "width": 0.5,
+             "excess": np.array([9.0, 5.0]), "share": np.array([0.9, 0.08, 0.02])}  # fmt: skip
+    values = [float(log_partition_of(m.evaluate(start))) for m in both]
+    assert values[0] == pytest.approx(values[1], rel=1e-12)
+
+
+def test_binding_the_next_quotes_compiles_nothing(sabr_quotes):
+    """Recalibration: what bind finds by evaluating the program is compiled once."""
+    quotes, compiled = sabr_quotes[0], []
+    ep.bind(smile_sabr.smile_sabr, quotes)
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *_, **__: compiled.append(name) if "backend_compile" in name else None
+    )
+    ep.bind(smile_sabr.smile_sabr, with_mids(quotes, quotes.mid + 0.001))
+    jax.monitoring.clear_event_listeners()
+    assert not compiled
+
+
+def test_separate_slices_are_as_good_as_one_by_one():
+    """Slices share only the noise, so that a wild one does not spoil another."""
+    quotes = places()
+    rng = np.random.default_rng(1)
+    curves = {"lowest": np.array([0.9, 1.0, 1.1]), "put_slope": np.array([0.3, 0.5, 0.2]),
+              "call_slope": np.array([0.2, 0.3, 0.4]), "centre": np.array([0.2, -0.3, 0.0]),
+              "roundness": np.array([0.4, 0.6, 0.5])}  # fmt: skip
+    true = np.asarray(surface_svi.surface(curves, quotes)(quotes.log_moneyness, quotes.expiry))
+    mid = true + np.asarray(quotes.half_spread) * rng.normal(size=len(true)) / 3
+    mid[5] *= 2
+    quotes = with_mids(quotes, mid)
+    found = ep.fit(ep.bind(surface_svi.separate_svi, quotes), progress=False)
+    assert list(np.flatnonzero(_surface.bad_probability(found) > 0.5)) == [5]
+    fitted = np.asarray(surface_svi.surface(found.params, quotes)(quotes.log_moneyness,
+                                                                  quotes.expiry))  # fmt: skip
+    assert np.sqrt(np.mean((fitted - true) ** 2)) < 0.004
+
+
+# -- arbitrage --------------------------------------------------------------------------------
+
+VOGT = {"a": -0.0410, "b": 0.1331, "rho": 0.3060, "m": 0.3586, "sigma": 0.4153}
+
+
+def vogt(k, code):
+    """Vogt's slice, which has butterfly arbitrage (Gatheral & Jacquier 2014, example 3.1)."""
+    return jnp.sqrt(svi.total_variance(k, **VOGT))
+
+
+def test_durrleman_is_the_closed_form_of_svi():
+    k = jnp.linspace(-1.0, 1.5, 41)
+    ours = arbitrage.durrleman(vogt, jnp.ones(1), k)[0]
+    np.testing.assert_allclose(ours, svi.durrleman(k, **VOGT), rtol=1e-10, atol=1e-12)
+
+
+def test_arbitrage_is_seen_and_penalised():
+    table = arbitrage.check(vogt, jnp.ones(1), 0.25)
+    assert not table["free"].iloc[0]
+    assert 0.5 < table["at k"].iloc[0] < 1.0
+    assert arbitrage.butterfly_penalty(vogt, jnp.ones(1), 0.25) > 1e-3
+    flat = arbitrage.check(lambda k, code: 0.2 + 0 * k, jnp.array([0.5, 1.0]), 0.2)
+    assert flat["free"].all()
+    np.testing.assert_allclose(flat["butterfly"], 1.0, atol=1e-8)  # of a lognormal density
+
+
+def test_calendar_arbitrage_is_seen_and_penalised():
+    times = jnp.array([0.5, 1.0])
+
+    def falling(k, code):
+        return jnp.where(code == 0, 0.4, 0.2) + 0 * k
+
+    assert list(arbitrage.check(falling, times, 0.3)["free"]) == [False, True]
+    k = arbitrage.grid(0.3, times)
+    assert arbitrage.calendar_penalty(falling, times, k) > 1.0
+    assert arbitrage.calendar_penalty(lambda k, c: 0.2 + 0 * k, times, k) == 0.0
+
+
+# -- densities --------------------------------------------------------------------------------
+
+
+def test_a_mixture_is_a_martingale_and_a_density():
+    quotes = places()
+    params = {"weight": np.array([[0.3, 0.7]] * 3), "gap": np.full((3, 1), 0.8),
+              "deviation": np.array([[1.2, 0.7]] * 3)}  # fmt: skip
+    x = jnp.linspace(-8, 8, 20001)
+    pdf = implied_density.density(params, quotes, x)
+    weight = (x[1] - x[0]) * pdf
+    np.testing.assert_allclose(weight.sum(-1), 1.0, rtol=1e-8)
+    np.testing.assert_allclose((weight * jnp.exp(x)).sum(-1), 1.0, rtol=1e-8)
+    table = implied_density.expectations(params, quotes)
+    mean = (weight * x).sum(-1)
+    sd = jnp.sqrt((weight * (x - mean[:, None]) ** 2).sum(-1))
+    skew = (weight * (x - mean[:, None]) ** 3).sum(-1) / sd**3
+    np.testing.assert_allclose(table["volatility"], sd / jnp.sqrt(quotes.times), rtol=1e-7)
+    np.testing.assert_allclose(table["skewness"], skew, rtol=1e-6)
+
+
+def test_density_is_the_second_derivative_of_the_prices():
+    """Breeden & Litzenberger (1978): the density of the price is d2 C / dK2."""
+    from emprob.models.pricing import black
+
+    quotes = places()
+    params = {"weight": np.array([[0.3, 0.7]] * 3), "gap": np.full((3, 1), 0.8),
+              "deviation": np.array([[1.2, 0.7]] * 3)}  # fmt: skip
+    law = implied_density.surface(params, quotes)
+
+    def call(strike):
+        volatility = law(jnp.log(strike), jnp.array(1))
+        return black.black(1.0, strike, volatility * jnp.sqrt(quotes.times[1]))
+
+    for strike in (0.8, 1.1, 1.4):
+        ours = implied_density.density(params, quotes, jnp.array([jnp.log(strike)]))[1, 0] / strike
+        assert float(jax.grad(jax.grad(call))(strike)) == pytest.approx(float(ours), rel=1e-6)
+
+
+# -- all programs -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_draw_from_the_prior_is_a_surface(name, key):
+    model = importlib.import_module(f"emprob.models.{name}").MODEL
+    quotes = places()
+    for k in jax.random.split(key, 3):
+        trace = handlers.trace(handlers.seed(model.program, k)).get_trace(
+            quotes, lambda quotes, volatility: None
+        )
+        params = {n: s["value"] for n, s in trace.items()
+                  if s["type"] == "sample" and not s.get("is_observed")}  # fmt: skip
+        volatility = np.asarray(model.volatility(params, quotes))
+        inside = np.abs(np.asarray(quotes.log_moneyness)) < 0.5
+        assert np.isfinite(volatility[inside]).all()
+        assert (volatility[inside] > 0).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_main_runs(name, tmp_path, capsys):
+    module = importlib.import_module(f"emprob.models.{name}")
+    found = module.main(["--quick", "--no-progress", "--out", str(tmp_path)])
+    text = capsys.readouterr().out
+    assert np.isfinite(found.objective)
+    assert "held out" in text
+    assert "butterfly" in text
+    assert (tmp_path / f"{name}.png").exists()
+
+
+@pytest.mark.slow
+def test_heston_finds_its_own_parameters():
+    """Mids of a Heston law with noise and bad quotes: the truth within the errors."""
+    from emprob.models import surface_heston
+
+    rng = np.random.default_rng(2)
+    quotes = places(level=0.5)
+    truth = {"v0": 0.25, "kappa": 3.0, "theta": 0.3, "sigma": 1.2, "rho": -0.4}
+    true = surface_heston.MODEL.volatility(truth, quotes)
+    mid = np.array(true + quotes.half_spread * rng.normal(size=45) / 3)
+    mid[[7, 25]] += [0.1, -0.08]
+    found = ep.fit(ep.bind(surface_heston.surface_heston, with_mids(quotes, mid)), progress=False)
+    table = found.summary()
+    assert found.converged
+    for name, value in truth.items():
+        assert abs(table.loc[name, "estimate"] - value) < 3 * table.loc[name, "se"], name
+    assert list(np.flatnonzero(_surface.bad_probability(found) > 0.5)) == [7, 25]
