@@ -38,8 +38,8 @@ SUPPORTS = {
 _TO_FREE = {REAL: jnp.asarray, POSITIVE: jnp.log, CORRELATION: jnp.arctanh}
 _FROM_FREE = {REAL: jnp.asarray, POSITIVE: jnp.exp, CORRELATION: jnp.tanh}
 LEAST_PRICE = 1e-9  # over the forward; what a search passes must have a volatility
-# Size of the residuals for the solver, whose first damping is 1: larger ones overshoot.
-SIZE = 3.0
+# Size of the residuals for the solver, whose first damping is 1: how bold its first steps are.
+COLD, WARM = 3.0, 100.0
 
 
 @jax.tree_util.register_dataclass
@@ -88,6 +88,7 @@ def least_squares(
     quotes: Quotes,
     weights: Any = 1.0,
     supports: Any = None,
+    boldness: float = COLD,
     tolerance: float = 1e-6,
     max_steps: int = 300,
 ) -> Calibration:
@@ -103,6 +104,7 @@ def least_squares(
         weights: (N,) or scalar, nonnegative, such as 1 / half_spread².
         supports: names in the structure of `params`: "real", "positive", "correlation". By default
             those of the law (`SUPPORTS`), or all real.
+        boldness: of the first steps: `COLD` from far away, `WARM` from the last solution.
         tolerance: of a step, relative and absolute, in unconstrained coordinates.
         max_steps: after which the solver gives up.
 
@@ -113,9 +115,12 @@ def least_squares(
         ImportError: without optimistix.
         ValueError: where `supports` does not have the structure of `params`, or another name.
     """
+    _optimistix()
     names = _names(params, supports)
     params = jax.tree.map(lambda x: jnp.asarray(x, float), params)
-    return _solve(volatility_function, names, tolerance, max_steps, params, quotes, weights)
+    weights = jnp.broadcast_to(jnp.asarray(weights, float), quotes.mid.shape)
+    settings = (volatility_function, names, tolerance, max_steps)
+    return _solve(*settings, jnp.asarray(boldness, float), params, quotes, weights)
 
 
 def best(fits: Calibration) -> Calibration:
@@ -168,12 +173,21 @@ def _map(links: dict, names: tuple[str, ...], tree: Any) -> Any:
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _solve(function, names, tolerance, max_steps, params, quotes, weights) -> Calibration:
+def _solve(
+    function: Callable[[Any, Quotes], jax.Array],
+    names: tuple[str, ...],
+    tolerance: float,
+    max_steps: int,
+    boldness: jax.Array,
+    params: Any,
+    quotes: Quotes,
+    weights: jax.Array,
+) -> Calibration:
     optx = _optimistix()
     seen = quotes.observed
     mid = jnp.where(seen, quotes.mid, 0.0)
-    root = jnp.where(seen, jnp.sqrt(jnp.asarray(weights, mid.dtype)), 0.0)
-    scale = SIZE / jnp.linalg.norm(root * mid)
+    root = jnp.where(seen, jnp.sqrt(weights), 0.0)
+    scale = boldness / jnp.linalg.norm(root * mid)
 
     def residuals(free, known):
         quotes, mid, root, scale = known

@@ -8,10 +8,12 @@ f(u) = E exp(i (u - i/2) x), g the same of a lognormal law of total variance w, 
 variance w = -8 log f(0) makes the integrand vanish at 0 and takes away its poles at ±i/2. The
 integral is cut where f(u) / (1 + u²) has fallen to exp(-DEPTH), which a few steps of the secant
 method find for each maturity, and summed at Gauss–Legendre nodes, denser towards 0. So one rule
-serves maturities from minutes to decades. The error is that of the cut, below 1e-9 of the forward,
-unless the law's centre is so narrow against a far strike that the integrand oscillates more often
-than there are nodes for (|log K / F| times the volatility of the variance over the variance beyond
-20, say); more `nodes` are the remedy, and the only setting.
+serves maturities from minutes to decades, with the error of the cut, 1e-10 of the forward.
+
+Where the centre of the law is narrow and the strike far from it, the integrand oscillates more
+often than there are nodes for. Under Heston's law 64 nodes are right to 1e-8 as long as
+|log K / F| sigma / (v0 + kappa theta T) is below 5 to 8; 128 nodes below 15, 512 below 40. Surfaces
+of indices and currencies have 1 to 4. `nodes` is the only setting.
 
 Prices are of a forward of 1 and undiscounted unless a function says otherwise. Their error is
 absolute: what is worth less than 1e-10 of the forward has no digits.
@@ -37,7 +39,7 @@ MANY_NODES = 512  # where options are few
 TERMS = 128  # of Merton's series
 DEPTH = 26.0  # where the integral is cut: log(1 + u²) - log |f(u)|
 CROWDING = 3.0  # of the nodes towards 0: u = cut * sinh(CROWDING x) / sinh(CROWDING)
-STEPS = 5  # of the search for the cut
+STEPS = 6  # of the search for the cut
 LEAST = 1e-20  # total variance below which a price is its intrinsic value
 
 
@@ -185,17 +187,15 @@ def _rule(nodes: int) -> tuple[np.ndarray, np.ndarray]:
 def _cut(law: Law, times: jax.Array, variance: jax.Array) -> jax.Array:
     """Where the depth is about DEPTH, (E,): it grows nearly like a power of u, up to the second."""
 
-    def depth(u):
-        found = -law.log_characteristic(u - 0.5j, times).real + jnp.log1p(u * u)
-        return jnp.maximum(found, 1e-3)
-
     def step(_, state):
-        (u, h), (before, h_before) = state
+        u, before, h_before = state
+        h = -law.log_characteristic(u - 0.5j, times).real + jnp.log1p(u * u)
+        h = jnp.maximum(h, 1e-3)
         power = jnp.log(h / h_before) / jnp.log(u / before)
         power = jnp.where(jnp.isfinite(power), jnp.clip(power, 0.4, 2.0), 1.0)
-        later = u * jnp.clip((DEPTH / h) ** (1 / power), 0.02, 50.0)
-        return (later, depth(later)), (u, h)
+        return u * jnp.clip((DEPTH / h) ** (1 / power), 0.02, 50.0), u, h
 
     start = jnp.sqrt(2 * DEPTH / variance)
-    first, second = (start, depth(start)), (0.5 * start, depth(0.5 * start))
-    return jax.lax.fori_loop(0, STEPS, step, (first, second))[0][0]
+    before = 0.1 * start
+    normal = 0.5 * variance * before**2 + jnp.log1p(before**2)
+    return jax.lax.fori_loop(0, STEPS, step, (start, before, normal))[0]
