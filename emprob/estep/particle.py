@@ -24,7 +24,7 @@ from emprob.types import Params, Sample
 
 REPLICATES = 4  # of all filters, for the evidence at the estimate
 MOST_VARIANCE = 0.5  # of a filter's log-evidence, for draws that standard errors are told from
-MOST_PARTICLES = 4096
+MOST_GROWTH = 8  # of the number of particles that was asked for
 LEAST_PATHS = 32  # of each filter
 LEAST_FILTERS = 4.0  # that count, of those whose spread tells the Monte Carlo error
 
@@ -135,8 +135,8 @@ class Particle(Simulated):
         spread = float(logs.var(0, ddof=1).sum())
         if not spread > MOST_VARIANCE:
             return self
-        times = 2 ** int(np.ceil(np.log2(min(spread / MOST_VARIANCE, MOST_PARTICLES))))
-        num = max(self.num_particles, min(self.num_particles * times, MOST_PARTICLES))
+        times = 2 ** int(np.ceil(np.log2(min(spread / MOST_VARIANCE, MOST_GROWTH))))
+        num = self.num_particles * times
         least = min(LEAST_PATHS * self.num_filters, self.num_draws)
         draws = max(self.num_draws * self.num_particles // num, least)
         return replace(self, num_particles=num, num_draws=draws, max_draws=draws)
