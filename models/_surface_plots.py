@@ -97,6 +97,7 @@ def plot_smiles(
         if volatility is not None:
             _draw_fit(ax, e, log_moneyness, volatility, band)
         ax.set_title(names[e], loc="left", fontsize="medium")
+        ax.locator_params(axis="x", nbins=5)
         _plain(ax)
     _shared_legend(figure, axes)
     figure.supxlabel("log(strike / forward)", fontsize="medium")
