@@ -146,6 +146,7 @@ def test_weights_scale_the_sum_and_not_the_errors(dax):
     assert np.abs(flat(many.standard_errors) / flat(one.standard_errors) - 1).max() < 1e-4
 
 
+@pytest.mark.slow
 def test_derivatives_in_the_quotes_are_those_of_bumps(dax):
     start = Heston(0.19, 15.5, 0.0746, 3.3, -0.51)
     direction = jnp.cos(jnp.arange(SHAPE[0]))

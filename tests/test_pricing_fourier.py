@@ -82,7 +82,8 @@ def test_published_merton_prices_by_both_ways():
 
 
 # v0, kappa, theta, sigma, rho; log(K / F); years; call over the forward, by mpmath, 30 digits:
-# long, nearly known variance, short, both ends of rho, heavy tails, a day, no mean reversion.
+# long, nearly known variance, short, both ends of rho, heavy tails, a day, no mean reversion, and
+# one where QuantLib's adaptive rule is off by 1e-6.
 DIGITS = (
     ((0.04, 0.5, 0.04, 1.0, -0.9), -0.25, 10.0, 0.29412776679985303),
     ((0.04, 1.5, 0.06, 0.001, -0.7), 0.1, 0.5, 0.024293775917674053),
@@ -94,6 +95,7 @@ DIGITS = (
     ((0.19, 15.6, 0.0746, 3.3, -0.51), -0.27, 13 / 365, 0.23692532213027139),
     ((0.04, 0.0, 0.04, 0.5, -0.5), 0.2, 2.0, 0.017107246539834231),
     ((0.04, 20.0, 0.09, 0.2, 0.8), 1.0, 15.0, 0.18856642402976535),
+    ((0.28476, 9.8789, 0.010469, 0.069152, -0.11113), 0.14977, 1963 / 365, 0.059804390073966476),
 )  # fmt: skip
 
 
@@ -184,8 +186,8 @@ def test_ten_thousand_random_laws_against_quantlib(with_jumps):
     error = np.abs(found - quantlib(*args))
     print(np.quantile(error, [0.5, 0.9, 0.99, 0.999, 1.0]))
     assert np.quantile(error, 0.99) < 1e-9
-    # the rest is QuantLib's: its adaptive rule stops early in heavy tails
-    assert error.max() < 1e-5
+    # the rest is QuantLib's: its adaptive rule stops early, see the last row of DIGITS
+    assert np.quantile(error, 0.998) < 1e-7 and error.max() < 1e-5
     fewer = np.abs(ours(*args, nodes=fourier.NODES) - exact)
     print(np.quantile(fewer, [0.5, 0.9, 0.99, 0.999, 1.0]))
     assert np.quantile(fewer, 0.95) < 1e-8
@@ -337,8 +339,9 @@ def test_volatilities_reprice(law):
 # -- derivatives, shapes, bad input ----------------------------------------------------------------
 
 
-@laws
-def test_derivatives_are_those_of_differences(law):
+@pytest.mark.parametrize("name", ["heston", pytest.param("bates", marks=pytest.mark.slow)])
+def test_derivatives_are_those_of_differences(name):
+    law = LAWS[name]
     k, expiry, years = np.array([-0.2, 0.0, 0.1]), np.array([0, 1, 1]), jnp.array([0.25, 2.0])
 
     def value(law):
@@ -421,7 +424,8 @@ def test_worthless_options_have_no_volatility_unless_one_is_asked_for():
 def test_shapes_broadcast_and_laws_batch():
     found = price(LAWS["heston"], 100.0, jnp.array([90.0, 110.0]), jnp.array([[0.5], [1.0], [2.0]]))
     assert found.shape == (3, 2)
-    assert abs(found[1, 0] - price(LAWS["heston"], 100.0, 90.0, 1.0)) < 1e-12
+    expected = 100 * one_expiry(LAWS["heston"], np.log([0.9, 1.1]), 1.0, MANY)
+    assert np.abs(found[1] - expected).max() < 1e-12
     batch = Heston(*(jnp.array([x, x * 0.9]) for x in (0.04, 2.0, 0.06, 0.5, -0.6)))
     k, years, expiry = np.array([-0.1, 0.1]), jnp.array([0.3, 1.0]), np.array([0, 1])
     both = jax.jit(jax.vmap(lambda law: fourier.calls(law, k, years, expiry)))(batch)
