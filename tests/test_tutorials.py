@@ -43,6 +43,12 @@ NUM_FINAL = 256
 NUM_GUIDE = 200
 NUM_WARMUP, NUM_DRAWS = 60, 60
 """,
+    "08_exotics_and_hedging": """
+NUM_PAIRS = 500
+NUM_WARMUP, NUM_DRAWS = 60, 60
+NUM_PRICED = 40
+NUM_PATHS = 100
+""",
 }
 
 every_tutorial = pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.stem)
