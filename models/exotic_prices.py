@@ -37,13 +37,8 @@ from emprob.models import _report, _surface, _surface_plots, surface_heston
 from emprob.models.pricing import black, exotics, fourier, paths
 from emprob.models.quotes import Quotes
 
-
-def heston(fields: Mapping[str, Array]) -> None:
-    """`surface_heston` of the fields of `Quotes`, as a dict of arrays: data, never constants."""
-    surface_heston.surface_heston(Quotes(**fields))
-
-
 Price = Callable[[Mapping[str, Array]], Array]  # parameters by site -> (C,) prices
+
 
 # -- draws ---------------------------------------------------------------------------------------
 
@@ -124,7 +119,7 @@ def sensitivities(price: Price, found: ep.Fit) -> tuple:
 
     Returns:
         The program's arguments with a derivative (C, ...) in the place of every array of real
-        numbers, zero for others: of `ep.bind(heston, fields)`, `[0]["mid"]` is (C, N), the change
+        numbers, zero for others: of `ep.bind(program, quotes)`, `[0].mid` is (C, N), the change
         of the prices for one unit of each quoted volatility.
 
     Raises:
@@ -133,7 +128,7 @@ def sensitivities(price: Price, found: ep.Fit) -> tuple:
     if not found.model.data.leaves:
         raise ModelError(
             "the program's arguments hold no arrays that are data to the fit; expected the quotes "
-            "among them. Pass them as a dict of arrays, as to `exotic_prices.heston`."
+            "among them. Pass them to `ep.bind`, after the program."
         )
     root = found.uncertainty.square_root()
     moves = slopes(price, found) @ root @ root.T
@@ -177,7 +172,7 @@ def vanilla_hedge(in_volatility: Any, quotes: Quotes) -> np.ndarray:
     """How many of each quoted option replicate the exposure to every quoted volatility.
 
     Args:
-        in_volatility: (C, N), `sensitivities(...)[0]["mid"]`.
+        in_volatility: (C, N), `sensitivities(...)[0].mid`.
         quotes: N options.
 
     Returns:
@@ -313,7 +308,7 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
     quotes = _surface.load("btc_2021")
     pairs = min(args.pairs, 500) if args.quick else args.pairs
     _report.heading(f"Heston's surface of {int(quotes.observed.sum())} quotes")
-    found = _report.fit(ep.bind(heston, vars(quotes)), opt)
+    found = _report.fit(ep.bind(surface_heston.surface_heston, quotes), opt)
     _report.show(found.summary())
     with jax.enable_x64(True):
         price, estimate = valuation(quotes, opt.seed, 0.25, num_pairs=pairs)
@@ -341,7 +336,7 @@ def uncertainty(at: exotics.Estimate, linear: Any, values: Mapping[str, Any]) ->
 
 def _say_hedges(price: Price, found: ep.Fit, quotes: Quotes) -> None:
     _report.heading("One volatility point more in a quote moves the price by")
-    moved = 0.01 * sensitivities(price, found)[0]["mid"]
+    moved = 0.01 * np.asarray(sensitivities(price, found)[0].mid)
     total = pd.DataFrame(
         {f"{t:.3f} years": moved[:, np.asarray(quotes.expiry) == e].sum(1)
          for e, t in enumerate(np.asarray(quotes.times))}, index=list(NAMES),

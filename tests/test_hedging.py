@@ -15,7 +15,7 @@ from emprob.models import exotic_prices as xp
 from emprob.models import hedging as he
 from emprob.models.pricing import black, exotics, fourier
 from emprob.models.pricing.characteristic import Heston
-from emprob.models.quotes import Quotes, from_arrays
+from emprob.models.quotes import from_arrays
 
 FOUR = 4.0  # standard errors
 LAW = Heston(0.09, 2.0, 0.06, 0.6, -0.7)
@@ -82,7 +82,7 @@ def test_a_program_without_data_is_refused():
         lines({"k": k, "mid": 0.5 - 0.4 * k + noise, "noise": np.full(7, 0.02)})
 
     found = ep.fit(ep.bind(program), key=0, progress=False)
-    with pytest.raises(ModelError, match="dict of arrays"):
+    with pytest.raises(ModelError, match="Pass them to"):
         xp.sensitivities(lambda p: p["a"][None], found)
 
 
@@ -97,11 +97,10 @@ def heston_quotes():
     return replace(clean, mid=jnp.asarray(mid))
 
 
-def plain_heston(fields):
+def plain_heston(quotes):
     """Heston with known noise: five parameters."""
     from emprob.models import surface_heston
 
-    quotes = Quotes(**fields)
     params = surface_heston.variances(quotes)
     volatility = surface_heston.surface(params, quotes)(quotes.log_moneyness, quotes.expiry)
     with numpyro.plate("quote", 15):
@@ -129,19 +128,18 @@ def exact_prices(quotes):
 def test_sensitivities_of_a_heston_surface_are_those_of_bumps():
     """Recalibrated for every bump; a missing quote moves nothing."""
     quotes = heston_quotes()
-    fields = {k: np.asarray(v) for k, v in vars(quotes).items()}
     start = {k: getattr(LAW, k) for k in ("v0", "kappa", "theta", "sigma", "rho")}
-    found = ep.fit(ep.bind(plain_heston, fields), key=0, init=start, progress=False)
+    found = ep.fit(ep.bind(plain_heston, quotes), key=0, init=start, progress=False)
     assert found.converged
     price = exact_prices(quotes)
-    slope = xp.sensitivities(price, found)[0]["mid"]
+    slope = np.asarray(xp.sensitivities(price, found)[0].mid)
     assert slope.shape == (3, 15) and np.isfinite(slope).all()
     assert (slope[:, 7] == 0).all()
     for row in (0, 6, 12):
         moved = []
         for h in (1e-4, -1e-4):
-            mid = fields["mid"] + h * np.eye(15)[row]
-            other = ep.fit(ep.bind(plain_heston, fields | {"mid": mid}), key=0, tol=1e-10,
+            bumped = replace(quotes, mid=quotes.mid + h * np.eye(15)[row])
+            other = ep.fit(ep.bind(plain_heston, bumped), key=0, tol=1e-10,
                            init=found.params, progress=False)  # fmt: skip
             moved.append(np.asarray(price(other.params)))
         bump = (moved[0] - moved[1]) / 2e-4
