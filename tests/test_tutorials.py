@@ -43,6 +43,10 @@ NUM_FINAL = 256
 NUM_GUIDE = 200
 NUM_WARMUP, NUM_DRAWS = 60, 60
 """,
+    "07_volatility_surface": """
+NUM_STARTS = 2
+NUM_WARMUP, NUM_DRAWS = 60, 60
+""",
     "08_exotics_and_hedging": """
 NUM_PAIRS = 500
 NUM_WARMUP, NUM_DRAWS = 60, 60
