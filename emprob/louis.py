@@ -79,7 +79,8 @@ def batch_moments(
         hessian = lax.map(push, jnp.eye(point.size))
         return score, scores.T @ scores / len(scores), hessian
 
-    return Batches(*lax.map(one, atoms), log_weights)
+    scores, squares, hessians = lax.map(one, atoms)
+    return Batches(scores, squares, hessians, log_weights)
 
 
 def combined(batches: Batches) -> tuple[np.ndarray, np.ndarray]:

@@ -15,8 +15,14 @@ import pandas as pd
 from jax import Array
 
 import emprob as ep
-from emprob.models import _report, _surface_plots, arbitrage, option_chain, option_tables
-from emprob.models import quote_noise
+from emprob.models import (
+    _report,
+    _surface_plots,
+    arbitrage,
+    option_chain,
+    option_tables,
+    quote_noise,
+)
 from emprob.models.arbitrage import Surface
 from emprob.models.quotes import Quotes, errors_in_spreads, hold_out
 
@@ -111,7 +117,10 @@ def generalisation(model: Model, quotes: Quotes, opt: _report.Options) -> pd.Dat
     """Errors inside and outside of the sample, robust and by least squares, a row each."""
     out = held_out(quotes, opt.seed)
     rows = {}
-    for label, noise in (("robust", quote_noise.indicator), ("least squares", quote_noise.gaussian)):
+    for label, noise in (
+        ("robust", quote_noise.indicator),
+        ("least squares", quote_noise.gaussian),
+    ):
         bound = ep.bind(model.program, hold_out(quotes, out), noise)
         found = ep.fit(bound, key=opt.seed, num_starts=opt.num_starts, progress=opt.progress)
         volatility = model.volatility(found.params, quotes)
@@ -170,9 +179,7 @@ def _files(model: Model, quotes: Quotes, found: ep.Fit, comparison: Any, opt) ->
     interval = None if draws is None else band(model, quotes, k, draws)
     bad = bad_probability(found)
     smiles = _surface_plots.plot_smiles(quotes, k, fitted, interval, bad)
-    residuals = _surface_plots.plot_residuals(
-        quotes, model.volatility(found.params, quotes), bad
-    )
+    residuals = _surface_plots.plot_residuals(quotes, model.volatility(found.params, quotes), bad)
     source = found if comparison is None else comparison.bayes
     return [
         _report.save_figure(smiles, opt.out / f"{model.name}.png"),

@@ -1,11 +1,12 @@
 """The noise of option quotes: good ones within the spread, stale ones, crossed ones.
 
-    state_n ~ share,   mid_n ~ Normal(volatility_n, width[state_n] * half_spread_n)
+    state_n ~ share,   mid_n ~ Normal(volatility_n, widths[state_n] * half_spread_n)
 
 A good quote's mid is off by less than its half-spread, a stale one by several, one of a crossed
-market by dozens. The widths are in this order whatever the data say. Everything is in implied volatility, so a spread in prices is divided by vega
-(`option_chain.quotes`). `indicator` leaves the state of a quote a latent, for EM; `mixture` sums it
-out in the law of the mid, where another latent must be integrated.
+market by dozens. The widths are in this order whatever the data say. Everything is in implied
+volatility, so a spread in prices is divided by vega (`option_chain.quotes`). `indicator` leaves the
+state of a quote a latent, for EM; `mixture` sums it out in the law of the mid, where another latent
+must be integrated.
 """
 
 from typing import Any
@@ -20,8 +21,9 @@ from emprob.models.quotes import Quotes
 
 STATES = ("good", "stale", "crossed")
 SHARE = jnp.array([30.0, 3.0, 1.5])  # Dirichlet
-GOOD = 0.7  # half-spreads, the median of a log-normal
+GOOD = 0.5  # half-spreads, the median of a log-normal
 EXCESS = jnp.array([10.0, 4.0])  # of the next width over the last, likewise, relative
+LEAST = 0.1  # half-spreads; nobody knows a mid better, and a class of quotes cannot collapse
 LEAST_SPREAD = 2e-4  # volatility; a spread below a tick is not known that well
 
 
@@ -37,10 +39,10 @@ def widths(good: Any, excess: Any) -> Array:
     """Widths (3,), in half-spreads, of the three kinds of quotes.
 
     Args:
-        good: positive, a scalar.
+        good: positive, a scalar: the width of good quotes above `LEAST`.
         excess: (2,), positive: stale over good less 1, crossed over stale less 1.
     """
-    return good * jnp.concatenate([jnp.ones(1), jnp.cumprod(1.0 + jnp.asarray(excess))])
+    return (LEAST + good) * jnp.concatenate([jnp.ones(1), jnp.cumprod(1.0 + jnp.asarray(excess))])
 
 
 def _law() -> tuple[Array, Array]:
@@ -78,7 +80,7 @@ def gaussian(quotes: Quotes, volatility: Any) -> None:
     """All quotes good: (weighted) least squares, for comparison."""
     width = numpyro.sample("width", dist.LogNormal(jnp.log(GOOD), 2.0))
     with numpyro.plate("quote", quotes.num_quotes):
-        law = dist.Normal(volatility, width * spreads(quotes))
+        law = dist.Normal(volatility, (LEAST + width) * spreads(quotes))
         numpyro.sample("mid", law, obs=quotes.mid)
 
 

@@ -38,13 +38,14 @@ def with_mids(quotes, mid):
 
 @pytest.fixture(scope="module")
 def sabr_quotes():
-    """Mids of SABR with noise, four of them wrong; the true volatilities; which are wrong."""
+    """Mids of SABR with noise, four wrong, one missing; true volatilities; which are wrong."""
     rng = np.random.default_rng(5)
     quotes = places()
     true = np.asarray(smile_sabr.surface(SABR, quotes)(quotes.log_moneyness, quotes.expiry))
     mid = true + np.asarray(quotes.half_spread) * rng.normal(size=len(true)) / 3
     wrong = np.array([3, 20, 33, 40])
     mid[wrong] += np.array([0.08, -0.1, 0.3, -0.07])
+    mid[10] = np.nan
     return with_mids(quotes, mid), true, wrong
 
 
@@ -117,11 +118,12 @@ def test_mixture_noise_is_the_indicator_summed_out(sabr_quotes):
 def test_binding_the_next_quotes_compiles_nothing(sabr_quotes):
     """Recalibration: what bind finds by evaluating the program is compiled once."""
     quotes, compiled = sabr_quotes[0], []
+    tomorrow = with_mids(quotes, quotes.mid + 0.001)
     ep.bind(smile_sabr.smile_sabr, quotes)
     jax.monitoring.register_event_duration_secs_listener(
         lambda name, *_, **__: compiled.append(name) if "backend_compile" in name else None
     )
-    ep.bind(smile_sabr.smile_sabr, with_mids(quotes, quotes.mid + 0.001))
+    ep.bind(smile_sabr.smile_sabr, tomorrow)
     jax.monitoring.clear_event_listeners()
     assert not compiled
 

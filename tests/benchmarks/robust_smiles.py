@@ -31,11 +31,11 @@ DAY = 20  # smiles that are fitted at once
 def simulate(rng: np.random.Generator, smiles: int, strikes: int, bad: float) -> tuple:
     """Quotes of all smiles, which are bad (N,), true volatilities (N,) and at the money (E,)."""
     times = np.sort(rng.uniform(0.02, 2.0, smiles))
-    truth = {
-        name: np.exp(c + 0.5 * s * rng.normal(size=smiles)) if t else 0.5 * s * rng.normal(size=smiles)
-        for name, c, s, t in zip(surface_svi.CURVES, surface_svi.CENTRE, surface_svi.SPREAD,
-                                 surface_svi.TRANSFORMS)
-    }  # fmt: skip
+    rows = zip(
+        surface_svi.CURVES, surface_svi.CENTRE, surface_svi.SPREAD, surface_svi.TRANSFORMS
+    )  # fmt: skip
+    walks = {name: (c + 0.5 * s * rng.normal(size=smiles), t) for name, c, s, t in rows}
+    truth = {name: np.exp(x) if positive else x for name, (x, positive) in walks.items()}
     level = 0.6
     raw = surface_svi.slices(truth, level, times)
     code = np.repeat(np.arange(smiles), strikes)
@@ -78,8 +78,10 @@ def raw_least_squares(quotes: Quotes) -> tuple:
     times, fits = np.asarray(quotes.times), []
     for e in range(quotes.num_expiries):
         own = code == e
+
         def gap(p, k=k[own], w=w[own]):
             return p[0] + p[1] * (p[2] * (k - p[3]) + np.sqrt((k - p[3]) ** 2 + p[4] ** 2)) - w
+
         start = [w[own].min() / 2, 0.1, 0.0, 0.0, 0.1]
         bounds = ([-np.inf, 0, -0.999, -2, 1e-4], [np.inf, 5, 0.999, 2, 5])
         fits.append(least_squares(gap, start, bounds=bounds, max_nfev=2000).x)
