@@ -199,7 +199,8 @@ draw.plot_term_structure(
 # ## A whole expiry is missing
 #
 # Of the quotes as they were published, the third expiry is taken away. A missing quote is NaN and
-# keeps its place, so nothing is compiled again, and the walk over the expiries fills the gap.
+# keeps its place, so nothing is compiled again, and the walk over the expiries fills the gap. (A
+# program's parameters are in units of the quotes it was fitted to, so these ask for the surface.)
 
 # %%
 gap = np.asarray(published.expiry) == 2
@@ -209,12 +210,12 @@ without = ep.fit(
     ep.bind(smile_sabr.smile_sabr, rest), key=0, num_starts=NUM_STARTS, progress=False
 )  # fmt: skip
 print(without.status.word, f"in {time.perf_counter() - begin:.1f} s, with binding the data")
-error = 100 * (smile_sabr.MODEL.volatility(without.params, published) - published.mid)
+error = 100 * (smile_sabr.MODEL.volatility(without.params, rest) - published.mid)
 for name, rows in {"fitted": ~gap, "held out": gap}.items():
     print(f"{name}: root mean square error {np.sqrt((error[rows] ** 2).mean()):.2f} points")
 
 # %%
-curves = smile_sabr.surface(without.params, published)(k, code)
+curves = smile_sabr.surface(without.params, rest)(k, code)
 draw.plot_smiles(rest, k, curves, held_out=take(published, gap));
 
 # %% [markdown]
