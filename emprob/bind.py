@@ -242,6 +242,8 @@ def split(args: tuple, kwargs: Mapping, frozen: bool) -> tuple[Any, tuple, tuple
     leaves, treedef = jax.tree.flatten((args, dict(kwargs)), is_leaf=lambda x: x is None)
     arrays, static = [], []
     for leaf in leaves:
+        if isinstance(leaf, jax.Array) and not jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
+            leaf = np.asarray(leaf)  # a dataclass of the user's that converts what it holds
         if isinstance(leaf, np.ndarray):
             if frozen:
                 static.append(StaticArray(leaf))

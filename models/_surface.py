@@ -103,9 +103,13 @@ class Model:
         return self.surface(params, quotes)(quotes.log_moneyness, quotes.expiry)
 
 
+LEVELS = {"btc_2021": "mid", "dax_2002": "mark"}  # where a table has its volatilities
+
+
 def load(name: str) -> Quotes:
     """Quotes of a table of `option_tables`: `btc_2021` or `dax_2002`."""
-    return option_chain.quotes(option_chain.clean(getattr(option_tables, name)())[0])
+    table, level = getattr(option_tables, name)(), LEVELS[name]
+    return option_chain.quotes(option_chain.clean(table, level=level)[0], level=level)
 
 
 def fit(model: Model, quotes: Quotes, opt: _report.Options, noise=quote_noise.indicator) -> ep.Fit:
@@ -140,7 +144,7 @@ def band(model: Model, quotes: Quotes, k: np.ndarray, draws: Params, share: floa
 def main(model: Model, argv: Sequence[str] | None, title: str, table: str = "btc_2021") -> ep.Fit:
     """Fit real quotes, flag the bad ones, check arbitrage, hold quotes out, NUTS beside it."""
     p = _report.parser(title, num_starts=4, num_samples=500)
-    p.add_argument("--table", default=table, choices=("btc_2021", "dax_2002"), help="of quotes")
+    p.add_argument("--table", default=table, choices=tuple(LEVELS), help="of quotes")
     args = p.parse_args(argv)
     opt, quotes = _report.options(args), load(args.table)
     _report.heading("The plan")

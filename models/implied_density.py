@@ -49,14 +49,14 @@ def mixture(params: _surface.Params, quotes: Quotes) -> Mixture:
 
 def surface(params: _surface.Params, quotes: Quotes) -> Surface:
     """Volatility at (log-moneyness, code)."""
-    law = mixture(params, quotes)
+    law, times = mixture(params, quotes), jnp.asarray(quotes.times)
 
     def volatility(k: Array, code: Array) -> Array:
         strike, sign = jnp.exp(k), jnp.where(k < 0, -1.0, 1.0)
         each = black.black(law.forward[code], strike[..., None], law.deviation[code],
                            sign[..., None])  # fmt: skip
         price = (law.weight[code] * each).sum(-1)
-        return black.implied_volatility(price, 1.0, strike, quotes.times[code], sign)
+        return black.implied_volatility(price, 1.0, strike, times[code], sign)
 
     return volatility
 

@@ -33,14 +33,13 @@ TRANSFORMS = (POSITIVE, POSITIVE, CORRELATION)
 
 def surface(params: _surface.Params, quotes: Quotes, beta: float = 1.0) -> Surface:
     """Volatility at (log-moneyness, code); `quotes` give the unit, the times and the forwards."""
-    times, forward = quotes.times, quotes.forwards
+    times, forward = jnp.asarray(quotes.times), jnp.asarray(quotes.forwards)
     alpha = params["alpha"] * _surface.level(quotes) * forward ** (1 - beta)
-    nu = params["nu"] / jnp.sqrt(times)
+    nu, rho = params["nu"] / jnp.sqrt(times), jnp.asarray(params["rho"])
 
     def volatility(k: Array, code: Array) -> Array:
         f = forward[code]
-        return sabr.hagan(f, f * jnp.exp(k), times[code], alpha[code], beta, nu[code],
-                          params["rho"][code])  # fmt: skip
+        return sabr.hagan(f, f * jnp.exp(k), times[code], alpha[code], beta, nu[code], rho[code])
 
     return volatility
 

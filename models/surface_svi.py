@@ -64,11 +64,12 @@ def slices(params: _surface.Params, unit: Any, times: Array) -> Slices:
 
 def surface(params: _surface.Params, quotes: Quotes) -> Surface:
     """Volatility at (log-moneyness, code) of curves; `quotes` give the unit and the times."""
-    raw = slices(params, _surface.level(quotes), quotes.times)
+    times = jnp.asarray(quotes.times)
+    raw = slices(params, _surface.level(quotes), times)
 
     def volatility(k: Array, code: Array) -> Array:
         w = svi.total_variance(k, *(x[code] for x in raw))
-        return jnp.sqrt(w / quotes.times[code])
+        return jnp.sqrt(w / times[code])
 
     return volatility
 

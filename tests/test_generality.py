@@ -1132,3 +1132,22 @@ def test_namespace_argument_is_not_data():
     model = ep.bind(hmm_1, SEQUENCES, LENGTHS, args=args)
     assert model.plan["x"].role == "latent"
     assert model.plan["x"].structure.startswith("chain")
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["values"], meta_fields=[])
+@dataclass(frozen=True)
+class Held:
+    """A user's own class that makes arrays of JAX of what it is given."""
+
+    values: Any
+
+    def __post_init__(self):
+        if isinstance(self.values, np.ndarray):
+            object.__setattr__(self, "values", jnp.asarray(self.values))
+
+
+def test_arrays_that_a_class_converts_are_data():
+    """Not static: the next data of the same shape share the compiled code."""
+    models = [ep.bind(lambda held: pandas_columns(held.values), Held(y)) for y in (Y8, Y8 + 1)]
+    assert [len(m.data.leaves) for m in models] == [1, 1]
+    assert models[0].structure.static == models[1].structure.static

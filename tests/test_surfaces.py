@@ -82,6 +82,12 @@ def test_standard_errors_cover_the_truth(sabr_fit, sabr_quotes):
         assert (np.abs(z) < 3.5).all(), (name, z)
 
 
+def test_a_fit_can_be_looked_at_on_a_grid(sabr_fit, sabr_quotes):
+    quotes = sabr_quotes[0]
+    law = smile_sabr.surface(sabr_fit.params, quotes)
+    assert arbitrage.check(law, quotes.times, 0.6, points=101)["free"].all()
+
+
 def test_responsibilities_are_those_of_the_fit(sabr_fit, sabr_quotes):
     quotes = sabr_quotes[0]
     p = sabr_fit.params
@@ -220,6 +226,11 @@ def test_density_is_the_second_derivative_of_the_prices():
     for strike in (0.8, 1.1, 1.4):
         ours = implied_density.density(params, quotes, jnp.array([jnp.log(strike)]))[1, 0] / strike
         assert float(jax.grad(jax.grad(call))(strike)) == pytest.approx(float(ours), rel=1e-6)
+
+
+def test_real_tables_are_loaded_whole():
+    assert _surface.load("btc_2021").num_quotes == 49
+    assert int(np.sum(_surface.load("dax_2002").observed)) == 104
 
 
 # -- all programs -----------------------------------------------------------------------------
