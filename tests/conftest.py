@@ -6,9 +6,13 @@ from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import hypothesis
 import jax
 import pytest
 
+# The same examples every time: a test that fails on one machine fails on all.
+hypothesis.settings.register_profile("fixed", derandomize=True)
+hypothesis.settings.load_profile("fixed")
 jax.config.update("jax_enable_x64", True)
 if not jax.config.jax_compilation_cache_dir:
     # What one test compiles, another test, process or run need not compile again.

@@ -272,6 +272,14 @@ def test_merton_has_the_price_of_its_series(sigma, intensity, mean, sd, time):
     assert np.abs(one_expiry(law, k, time, MANY) - series).max() < 1e-8
 
 
+def test_jumps_of_one_size_are_not_cut_short():
+    """|f| falls and rises again: the cut is that of the diffusion."""
+    law = Merton(0.05, 3.0, 0.25, 0.0)
+    k = np.array([-0.4, -0.1, 0.0, 0.2, 0.5])
+    series = np.asarray(series_price(law, 1.0, np.exp(k), 3.0))
+    assert np.abs(one_expiry(law, k, 3.0, MANY) - series).max() < 1e-8
+
+
 # -- what no law may break -------------------------------------------------------------------------
 
 hestons = st.builds(

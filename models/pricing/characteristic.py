@@ -23,6 +23,7 @@ import jax.numpy as jnp
 
 SMALL = 0.01  # |z| below which log(1 + z) / z is summed as a series, exact to float64
 TINY = 1e-12  # what stands for no mean reversion; prices do not see it
+LEAST_SIGMA = 0.02  # of a diffusion that the integral is cut by
 
 
 class Law(Protocol):
@@ -64,6 +65,11 @@ class Merton:
     intensity: Any
     jump_mean: Any
     jump_sd: Any
+
+    @property
+    def without_jumps(self) -> BlackScholes:
+        """The law between the jumps, never quite still: its characteristic function decays."""
+        return BlackScholes(jnp.maximum(self.sigma, LEAST_SIGMA))
 
     def log_characteristic(self, u: Any, time: Any) -> jax.Array:
         """See `Law`."""
@@ -112,6 +118,11 @@ class Bates:
     intensity: Any
     jump_mean: Any
     jump_sd: Any
+
+    @property
+    def without_jumps(self) -> Heston:
+        """The law between the jumps."""
+        return self.heston
 
     def log_characteristic(self, u: Any, time: Any) -> jax.Array:
         """See `Law`."""
