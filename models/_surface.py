@@ -90,13 +90,11 @@ class Model:
         name: of the files.
         program: NumPyro program of quotes and a noise.
         surface: volatility as a function of (params, quotes).
-        show: names of the parameters that have an entry per expiry.
     """
 
     name: str
     program: Callable[..., None]
     surface: Callable[[Params, Quotes], Surface]
-    show: tuple[str, ...] = ()
 
     def volatility(self, params: Params, quotes: Quotes) -> Array:
         """Volatility (N,) at the quotes' places."""

@@ -27,8 +27,6 @@ from emprob.models.arbitrage import Surface
 from emprob.models.pricing import black
 from emprob.models.quotes import Quotes
 
-CURVES = ("weight", "gap", "deviation")
-
 
 class Mixture(NamedTuple):
     """Lognormal components of F_T / F, each (E, J)."""
@@ -119,7 +117,7 @@ def expectations(params: _surface.Params, quotes: Quotes, move: float = 0.1) -> 
     })  # fmt: skip
 
 
-MODEL = _surface.Model("implied_density", implied_density, surface, CURVES)
+MODEL = _surface.Model("implied_density", implied_density, surface)
 
 
 def main(argv: Sequence[str] | None = None) -> ep.Fit:

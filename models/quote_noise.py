@@ -19,8 +19,7 @@ from jax import Array
 
 from emprob.models.quotes import Quotes
 
-STATES = ("good", "stale", "crossed")
-SHARE = jnp.array([30.0, 3.0, 1.5])  # Dirichlet
+SHARE = jnp.array([30.0, 3.0, 1.5])  # Dirichlet of good, stale, crossed
 GOOD = 0.5  # half-spreads, the median of a log-normal
 EXCESS = jnp.array([10.0, 4.0])  # of the next width over the last, likewise, relative
 LEAST = 0.1  # half-spreads; nobody knows a mid better, and a class of quotes cannot collapse

@@ -67,7 +67,7 @@ def smile_sabr(
     noise(quotes, law(quotes.log_moneyness, quotes.expiry))
 
 
-MODEL = _surface.Model("smile_sabr", smile_sabr, surface, CURVES)
+MODEL = _surface.Model("smile_sabr", smile_sabr, surface)
 
 
 def main(argv: Sequence[str] | None = None) -> ep.Fit:

@@ -118,7 +118,7 @@ def separate_svi(
     noise(quotes, law(quotes.log_moneyness, quotes.expiry))
 
 
-MODEL = _surface.Model("surface_svi", surface_svi, surface, CURVES)
+MODEL = _surface.Model("surface_svi", surface_svi, surface)
 
 
 def main(argv: Sequence[str] | None = None) -> ep.Fit:
