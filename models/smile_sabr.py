@@ -22,7 +22,7 @@ from emprob.models import _surface, arbitrage, quote_noise
 from emprob.models.arbitrage import Surface
 from emprob.models.pricing import sabr
 from emprob.models.quotes import Quotes
-from emprob.models.term_curves import CORRELATION, POSITIVE, curve, estimated
+from emprob.models.term_curves import CORRELATION, POSITIVE, curves, estimated
 
 CURVES = ("alpha", "nu", "rho")
 CENTRE = (0.0, -0.7, 0.0)
@@ -59,8 +59,8 @@ def smile_sabr(
         beta: exponent of the forward, 0 to 1.
     """
     roughness = estimated(ROUGHNESS) if roughness is None else roughness
-    rows = zip(CURVES, CENTRE, SPREAD, roughness, TRANSFORMS)
-    params = {n: curve(n, quotes.times, c, s, r, t) for n, c, s, r, t in rows}
+    rows = dict(zip(CURVES, zip(CENTRE, SPREAD, TRANSFORMS)))
+    params = curves(quotes.times, roughness, rows)
     law = surface(params, quotes, beta)
     unit = _surface.level(quotes)
     numpyro.factor("butterfly", -arbitrage.butterfly_penalty(law, quotes.times, unit))

@@ -25,7 +25,7 @@ from emprob.models import _surface, arbitrage, quote_noise
 from emprob.models.arbitrage import Surface
 from emprob.models.pricing import svi
 from emprob.models.quotes import Quotes
-from emprob.models.term_curves import POSITIVE, REAL, curve, estimated
+from emprob.models.term_curves import POSITIVE, REAL, curves, estimated
 
 CURVES = ("lowest", "put_slope", "call_slope", "centre", "roundness")
 CENTRE = (-0.1, -1.2, -1.4, 0.0, -0.7)
@@ -87,8 +87,8 @@ def surface_svi(
         roughness: (5,), of the curves; None: to be estimated, with the curves as latents.
     """
     roughness = estimated(ROUGHNESS) if roughness is None else roughness
-    rows = zip(CURVES, CENTRE, SPREAD, roughness, TRANSFORMS)
-    params = {n: curve(n, quotes.times, c, s, r, t) for n, c, s, r, t in rows}
+    rows = dict(zip(CURVES, zip(CENTRE, SPREAD, TRANSFORMS)))
+    params = curves(quotes.times, roughness, rows)
     law = surface(params, quotes)
     unit = _surface.level(quotes)
     k = arbitrage.grid(unit, quotes.times)

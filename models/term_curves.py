@@ -7,6 +7,7 @@ are parameters with a smoothing prior; as latents, named in `ep.bind(..., latent
 integrated, and the roughness is estimated.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -46,6 +47,20 @@ def curve(
     law = walk(times, centre, spread, roughness)
     law = dist.TransformedDistribution(law, list(transforms)) if transforms else law
     return numpyro.sample(name, law)
+
+
+def curves(times: Array, roughness: Any, rows: Mapping[str, tuple]) -> dict[str, Array]:
+    """Sample several curves (E,).
+
+    Args:
+        times: (E,), years, ascending.
+        roughness: (D,), one for each row.
+        rows: by name (centre, spread, transforms), see `curve`.
+    """
+    return {
+        name: curve(name, times, centre, spread, rough, transforms)
+        for rough, (name, (centre, spread, transforms)) in zip(roughness, rows.items())
+    }
 
 
 def estimated(typical: Any) -> Array:
