@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.distributions.distribution import validation_enabled
 
-from emprob.curvature import information
+from emprob.curvature import as_arrays, information
 from emprob.errors import DegeneracyWarning, IdentifiabilityWarning
 from emprob.estep.grid import doubts
 from emprob.integral.search import failures
@@ -196,16 +196,25 @@ def _collapsed_scales(model: LatentModel, params: Mapping[str, Any]) -> list[str
     if not small:
         return []
     found = []
-    out = _evaluate(model, params)
-    for term, spec in out.specs.items():
-        scale = out.terms[term].arguments.get("scale")
-        tiny = scale is not None and (np.asarray(scale) < 1e-7 * _spread(model, term)).any()
-        if tiny and spec.own is None and spec.site in model.notes.value.observed:
+    for term, scale in _scales(model, as_arrays(params)).items():
+        if scale < 1e-7 * _spread(model, term):
             for name, entries in small.items():
                 scalar = np.ndim(params[name]) == 0
                 names = [name] if scalar else [f"{name}[{i}]" for i in entries]
-                found += [_collapse_text(n, spec.site) for n in names]
+                found += [_collapse_text(n, term.split("@")[0]) for n in names]
     return found
+
+
+@jax.jit
+def _scales(model: LatentModel, params: Params) -> dict[str, jax.Array]:
+    """Smallest scale of every observed term that has one."""
+    out = _evaluate(model, params)
+    seen = {
+        term: out.terms[term].arguments.get("scale")
+        for term, spec in out.specs.items()
+        if spec.own is None and spec.site in model.notes.value.observed
+    }
+    return {term: jnp.min(scale) for term, scale in seen.items() if scale is not None}
 
 
 def _evaluate(model: LatentModel, params: Mapping[str, Any]) -> Any:

@@ -186,8 +186,12 @@ def _rule(nodes: int) -> tuple[np.ndarray, np.ndarray]:
     return np.sinh(x) / scale, 0.5 * CROWDING * weight * np.cosh(x) / scale
 
 
+@jax.jit
 def _cut(law: Law, times: jax.Array, variance: jax.Array) -> jax.Array:
-    """Where the depth is about DEPTH, (E,): it grows nearly like a power of u, up to the second."""
+    """Where the depth is about DEPTH, (E,): it grows nearly like a power of u, up to the second.
+
+    Compiled by itself, or a loop met outside of `jit` would be compiled at every call.
+    """
 
     def step(_, state):
         u, before, h_before = state
