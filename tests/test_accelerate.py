@@ -60,6 +60,7 @@ def run(model, method, **more):
 # -- against EM ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ACCELERATORS)
 def test_fewer_maps_to_the_same_optimum(name, model, slow):
     found = run(model, ACCELERATORS[name](ep.EM()))
@@ -68,6 +69,7 @@ def test_fewer_maps_to_the_same_optimum(name, model, slow):
     assert found.num_maps < slow.num_maps / (1.5 if name == "Damped" else 5)
 
 
+@pytest.mark.slow
 def test_a_factor_of_one_is_em(model, slow):
     with pytest.warns(ep.ConvergenceWarning):
         found = run(model, ep.Damped(ep.EM(), factor=1.0), max_steps=50)
@@ -100,6 +102,7 @@ def _count(_):
     COUNTED[0] += 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ACCELERATORS)
 def test_every_map_is_counted(name, model):
     COUNTED[0] = 0
@@ -108,6 +111,7 @@ def test_every_map_is_counted(name, model):
     assert COUNTED[0] == found.num_maps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ACCELERATORS)
 def test_the_distance_that_is_told_is_the_distance(name, model):
     """Along the run, against the exact score and information at the same parameters."""
@@ -124,6 +128,7 @@ def test_the_distance_that_is_told_is_the_distance(name, model):
     assert np.max(ratios[-2:]) < 20.0, ratios
 
 
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore::emprob.errors.ConvergenceWarning")
 def test_a_run_in_float32():
     """Near the optimum, as far as float32 sees; and whatever it says of that is no exception."""
@@ -134,6 +139,7 @@ def test_a_run_in_float32():
         assert found.objective == pytest.approx(best.objective, abs=1e-3), method
 
 
+@pytest.mark.exhaustive
 def test_common_random_numbers_are_accelerated():
     """The remedy that a refusal names works: both climb one simulated likelihood."""
 
@@ -201,6 +207,7 @@ def test_anderson_is_least_squares_in_the_metric_of_the_complete_data(quadratic)
     assert np.sum((ridged * size) ** 2) == pytest.approx(0.3 * np.sum((want * size) ** 2), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_rows_that_are_not_in_use_do_not_count(quadratic):
     memory, point, *_ = quadratic
     short = memory._replace(count=jnp.asarray(2))
@@ -229,6 +236,7 @@ def test_what_em_holds_at_zero_stays_there():
 # -- handing over to Newton ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_newton_takes_over_and_doubles_the_digits(model, slow):
     found = run(model, ep.HandOver(ep.EM()), tol=1e-9)
     assert found.converged
@@ -243,6 +251,7 @@ def test_newton_takes_over_and_doubles_the_digits(model, slow):
     assert norms[-1] < max(10 * norms[-2] ** 2, 1e-11)
 
 
+@pytest.mark.slow
 def test_the_distance_says_when(model):
     early = run(model, ep.HandOver(ep.EM(), distance=1.0))
     late = run(model, ep.HandOver(ep.EM(), distance=1e-3))
@@ -272,6 +281,7 @@ def far_apart():
     return ep.bind(clusters, y, 4), bad
 
 
+@pytest.mark.slow
 def test_annealing_leaves_a_local_optimum(far_apart):
     model, bad = far_apart
     stuck = run(model, ep.EM(), init=bad)
@@ -282,6 +292,7 @@ def test_annealing_leaves_a_local_optimum(far_apart):
     np.testing.assert_allclose(np.sort(found.params["mu"]), CENTRES, atol=0.5)
 
 
+@pytest.mark.slow
 def test_while_annealing_the_objective_is_told_as_it_is(far_apart):
     model, bad = far_apart
     method = ep.Annealed(ep.EM(), start=0.02)
@@ -296,6 +307,7 @@ def test_while_annealing_the_objective_is_told_as_it_is(far_apart):
     assert fell > 0
 
 
+@pytest.mark.slow
 def test_a_flat_posterior_is_a_power_of_the_joint():
     y = np.array([-1.0, 0.5, 2.0])
     model = ep.bind(mixture, y)
@@ -313,6 +325,7 @@ def test_annealing_stopped_halfway_says_so(far_apart):
     assert found.status is ep.Status.MAX_STEPS
 
 
+@pytest.mark.slow
 def test_components_that_are_one_part_again(far_apart):
     """At a low beta all components become the same; without noise, a saddle point is the end."""
     model, bad = far_apart
@@ -324,6 +337,7 @@ def test_components_that_are_one_part_again(far_apart):
     assert stuck.status is ep.Status.SADDLE
 
 
+@pytest.mark.exhaustive
 def test_chains_are_annealed():
     """Noise and power reach the log-factors of a chain; its end is an optimum of the chain."""
 
@@ -348,6 +362,7 @@ def test_chains_are_annealed():
     np.testing.assert_allclose(np.sort(found.params["mu"]), [0.0, 4.0], atol=0.5)
 
 
+@pytest.mark.slow
 def test_starts_are_annealed_once(far_apart):
     """The race runs past the annealing; the best goes on as plain EM."""
     model, _ = far_apart
@@ -439,6 +454,7 @@ def test_annealing_over_continuous_latents_is_refused_by_name():
         ep.fit(model, ep.Annealed(ep.EM()), progress=False)
 
 
+@pytest.mark.exhaustive
 def test_the_rule_of_an_inner_estep_reaches_the_model():
     """Laplace's order is the E-step's, however deep the accelerators."""
 

@@ -238,6 +238,7 @@ def test_netcdf_round_trip_and_arviz_reads_it(rng, az, tmp_path):
     np.testing.assert_array_equal(theirs["posterior"]["mu"].values, mu)
 
 
+@pytest.mark.slow
 def test_arviz_is_imported_late_and_quietly():
     code = """
 import sys, warnings

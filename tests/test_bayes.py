@@ -78,6 +78,7 @@ def check_moments(x, mean, sd, ess, name=""):
     assert abs(x.std() / sd - 1) < 4 / np.sqrt(ess), name
 
 
+@pytest.mark.slow
 def test_conjugate_normal():
     bayes = draw(normal, LEVELS)
     precision = 1 / 4 + len(LEVELS) / 4
@@ -90,6 +91,7 @@ def test_conjugate_normal():
     assert stats.kstest(thinned, stats.norm(mean, precision**-0.5).cdf).pvalue > 1e-3
 
 
+@pytest.mark.slow
 def test_latents_are_summed_out_and_the_jacobian_counts():
     bayes = draw(noisy_coin, FLIPS)
     p = np.linspace(0, 1, 20001)[1:-1]
@@ -103,6 +105,7 @@ def test_latents_are_summed_out_and_the_jacobian_counts():
     )
 
 
+@pytest.mark.slow
 def test_a_param_site_is_flat_on_the_constrained_scale():
     """Then sd^-2 is Gamma((n-1)/2, S/2)."""
     bayes = draw(flat_scale, LEVELS, num_samples=2000)
@@ -110,6 +113,7 @@ def test_a_param_site_is_flat_on_the_constrained_scale():
     check_moments(bayes.samples["sd"] ** -2, law.mean(), law.std(), bayes.ess["sd"])
 
 
+@pytest.mark.slow
 def test_the_prior_counts_whatever_the_model_was_bound_with():
     with_prior = nuts(ep.bind(normal, LEVELS), key=3, num_samples=50, num_warmup=100,
                       num_chains=1, progress=False)  # fmt: skip
@@ -118,6 +122,7 @@ def test_the_prior_counts_whatever_the_model_was_bound_with():
     np.testing.assert_allclose(with_prior.samples["mu"], without.samples["mu"])
 
 
+@pytest.mark.slow
 def test_an_improper_posterior_is_refused_by_name():
     with pytest.raises(ModelError, match=r"improper.* a .* b|improper.* b .* a") as error:
         draw(unidentified, LEVELS)
@@ -126,6 +131,7 @@ def test_an_improper_posterior_is_refused_by_name():
         draw(unidentified, LEVELS, init={"a": 1.0, "b": 2.0, "c": 0.0})
 
 
+@pytest.mark.exhaustive
 def test_a_fit_is_a_start_and_a_metric():
     model = ep.bind(mixture, COMPONENTS)
     fit = ep.fit(model, key=0, progress=False)
@@ -137,6 +143,7 @@ def test_a_fit_is_a_start_and_a_metric():
     np.testing.assert_allclose(bayes.samples["variance"], bayes.samples["sd"] ** 2)
 
 
+@pytest.mark.slow
 def test_labels_are_aligned_to_the_start():
     model = ep.bind(mixture, COMPONENTS)
     init = {"pi": np.array([0.4, 0.6]), "mu": np.array([-2.0, 2.0]), "sd": np.array([0.6, 0.8])}
@@ -151,6 +158,7 @@ def test_labels_are_aligned_to_the_start():
     np.testing.assert_allclose(back.samples["variance"], back.samples["sd"] ** 2)
 
 
+@pytest.mark.slow
 def test_chains_in_different_modes_agree_after_alignment():
     """Without a common start the chains of a mixture end in either labelling."""
     bayes = draw(mixture, COMPONENTS, num_chains=4, num_samples=500)
@@ -159,6 +167,7 @@ def test_chains_in_different_modes_agree_after_alignment():
     assert bayes.groups[0].labels == (0, 1)
 
 
+@pytest.mark.slow
 def test_a_second_run_on_other_data_compiles_nothing():
     settings = {"num_warmup": 200, "num_chains": 1}
     draw(mixture, COMPONENTS, num_samples=50, **settings)
@@ -168,6 +177,7 @@ def test_a_second_run_on_other_data_compiles_nothing():
     assert again.samples["mu"].shape == (1, 130, 2)
 
 
+@pytest.mark.slow
 def test_the_same_key_gives_the_same_draws_in_float64_whatever_the_notebook_has_set():
     one = draw(normal, LEVELS, num_samples=40, num_warmup=40, num_chains=1)
     with jax.enable_x64(False):
@@ -182,12 +192,14 @@ def test_gradients_are_counted():
     assert set(bayes.seconds) == {"compile", "warmup", "sample", "total"}
 
 
+@pytest.mark.slow
 def test_short_runs_are_not_passed_off_as_the_truth():
     with pytest.warns(ConvergenceWarning, match="R-hat above"):
         bayes = draw(mixture, COMPONENTS, num_samples=6, num_warmup=4)
     assert bayes.unreliable
 
 
+@pytest.mark.slow
 def test_summary_and_tree():
     bayes = draw(normal, LEVELS, num_samples=800)
     table = bayes.summary()
@@ -275,7 +287,7 @@ def seconds_by_turns(calls, rounds=60):
     return best
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_gradient_is_cheaper_than_numpyros_and_the_same():
     pytest.importorskip("funsor")
     y = jnp.asarray(simulated_hmm(300))
@@ -304,7 +316,7 @@ def model_support(name):
     return constraints.real if name == "base" else constraints.positive
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_same_posterior_as_numpyro_on_the_enumerated_program():
     pytest.importorskip("funsor")
     y = simulated_hmm(300)

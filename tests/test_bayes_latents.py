@@ -72,6 +72,7 @@ def exact(log_density, low, high):
     return mean, raw[2] / raw[0] - mean**2
 
 
+@pytest.mark.exhaustive
 def test_a_fit_starts_the_latents_it_integrated_out(few, draws):
     sampled = with_latents_as_parameters(few.model)
     assert sampled.params == ("mu", "tau", "b")
@@ -84,6 +85,7 @@ def test_a_fit_starts_the_latents_it_integrated_out(few, draws):
     np.testing.assert_allclose(b, few.posterior["b"].mean, atol=0.15)
 
 
+@pytest.mark.exhaustive
 def test_many_latents_have_the_variances_of_their_own_posteriors(key):
     y = counts(210)
     integrated = start_point.with_prior(ep.bind(intercepts, y))
@@ -113,6 +115,7 @@ def test_many_latents_have_the_variances_of_their_own_posteriors(key):
     assert abs(bayes.samples["mu"].mean() - 1.1) < 0.25
 
 
+@pytest.mark.exhaustive
 def test_positive_latents_are_started_on_their_log(key):
     y = counts(205)
     integrated = start_point.with_prior(ep.bind(frailties, y))
@@ -128,6 +131,7 @@ def test_positive_latents_are_started_on_their_log(key):
     assert np.isfinite(start_point.potentials(sampled, at.chains)).all()
 
 
+@pytest.mark.exhaustive
 def test_a_long_chain_starts_without_a_matrix_of_its_size(key):
     rng = np.random.default_rng(0)
     integrated = start_point.with_prior(ep.bind(volatility, rng.normal(size=230)))
@@ -148,6 +152,7 @@ def test_a_long_chain_starts_without_a_matrix_of_its_size(key):
     assert np.isfinite(start_point.potentials(sampled, at.chains)).all()
 
 
+@pytest.mark.slow
 def test_given_values_of_latents_are_kept_and_names_checked(few):
     sampled = with_latents_as_parameters(few.model)
     values = {**few.params, "b": np.full(25, 0.3)}
@@ -159,6 +164,7 @@ def test_given_values_of_latents_are_kept_and_names_checked(few):
         start_point.given(sampled, {"mu": np.array(1.0)}, few.model)
 
 
+@pytest.mark.slow
 def test_comparison_leaves_sampled_latents_out(few, draws):
     found = ep.compare(few, draws)
     assert list(found.table.index) == ["mu", "tau"]
@@ -173,6 +179,7 @@ def test_comparison_leaves_sampled_latents_out(few, draws):
     assert several.khat["first"] == khat
 
 
+@pytest.mark.exhaustive
 def test_nothing_is_said_of_latents_that_are_summed_out(key):
     def mixture(x):
         mu = numpyro.sample("mu", dist.Normal(0, 3).expand([2]).to_event(1))

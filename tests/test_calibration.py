@@ -54,6 +54,7 @@ DAX = (181.5147, (0.19122, 15.5619, 0.074587, 3.29523, -0.512016))
 BTC = (22.711834744, (0.77481554, 7.65181157, 1.13039015, 4.53087409, 0.07339302))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "expected"), [("dax", DAX), ("btc", BTC)])
 def test_published_surfaces_from_random_starts(name, expected, request):
     market = request.getfixturevalue(name)
@@ -65,7 +66,7 @@ def test_published_surfaces_from_random_starts(name, expected, request):
         assert np.abs(flat(fit.params) / expected[1] - 1).max() < 1e-4
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("name", "expected"), [("dax", DAX), ("btc", BTC)])
 def test_a_batch_of_a_hundred_starts_ends_in_one_place(name, expected, request):
     market = request.getfixturevalue(name)
@@ -79,6 +80,7 @@ def test_a_batch_of_a_hundred_starts_ends_in_one_place(name, expected, request):
 # -- what was put in comes out ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_exact_quotes_give_back_the_law(dax):
     fit = least_squares(volatilities, Heston(0.1, 1.0, 0.1, 1.0, 0.0), made_by(TRUTH, dax))
     assert fit.converged
@@ -86,7 +88,7 @@ def test_exact_quotes_give_back_the_law(dax):
     assert np.abs(flat(fit.params) / flat(TRUTH) - 1).max() < 1e-4
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_exact_quotes_give_back_jumps(dax):
     truth = Bates(Heston(0.04, 2.0, 0.06, 0.5, -0.6), 0.8, -0.1, 0.15)
     start = Bates(Heston(0.08, 3.0, 0.05, 0.8, -0.3), 0.4, -0.05, 0.2)
@@ -96,7 +98,7 @@ def test_exact_quotes_give_back_jumps(dax):
     assert np.abs(np.array(fit.volatility) - made_by(truth, dax).mid).max() < 1e-4
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_batch_of_noisy_surfaces_has_the_coverage_of_its_errors(dax):
     clean, num, sd = made_by(TRUTH, dax), 200, 0.003
     noise = sd * jax.random.normal(jax.random.key(3), (num, SHAPE[0]))
@@ -116,6 +118,7 @@ def test_a_batch_of_noisy_surfaces_has_the_coverage_of_its_errors(dax):
 # -- again and again -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_warm_start_takes_few_steps_and_compiles_nothing(dax):
     first = least_squares(volatilities, Heston(0.1, 5.0, 0.1, 2.0, -0.3), dax)
     before = calibration._solve._cache_size()
@@ -146,7 +149,7 @@ def test_weights_scale_the_sum_and_not_the_errors(dax):
     assert np.abs(flat(many.standard_errors) / flat(one.standard_errors) - 1).max() < 1e-4
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_derivatives_in_the_quotes_are_those_of_bumps(dax):
     start = Heston(0.19, 15.5, 0.0746, 3.3, -0.51)
     direction = jnp.cos(jnp.arange(SHAPE[0]))
@@ -168,6 +171,7 @@ def parabola(params, market):
     return params["level"] + params["slope"] * k + params["bend"] * k**2
 
 
+@pytest.mark.slow
 def test_any_function_of_any_pytree_is_fitted_with_the_errors_of_regression(dax):
     start = {"level": 0.1, "slope": 0.0, "bend": 1.0}
     supports = {"level": "positive", "slope": "real", "bend": "positive"}

@@ -231,6 +231,7 @@ def check(model, closed, jointly, params=None):
     return new
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_the_mstep_maximises_q(case):
     model = ep.bind(program(case), case.data)
@@ -248,6 +249,7 @@ def tied(y):
         numpyro.sample("y", dist.Normal(mu[jnp.array([0, 1, 0])][z], 1.2), obs=y)
 
 
+@pytest.mark.slow
 def test_ties_within_a_site():
     check(ep.bind(tied, Y), ("w", "mu"), jointly=True)
 
@@ -263,6 +265,7 @@ def two_series(y, x):
         numpyro.sample("x", dist.Poisson(rate[1 - z]), obs=x)
 
 
+@pytest.mark.slow
 def test_ties_between_sites():
     check(ep.bind(two_series, COUNTS, COUNTS[::-1].copy()), ("w", "rate"), jointly=True)
 
@@ -282,6 +285,7 @@ def regimes(y):
     scan(body, 0, y)
 
 
+@pytest.mark.slow
 def test_chain_with_unrolled_first_step():
     check(ep.bind(regimes, Y), ("A", "mu", "v"), jointly=True)
 
@@ -307,6 +311,7 @@ def test_without_prior_the_counts_are_plain():
         np.testing.assert_allclose(new[name], want, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_missing_rows_do_not_count():
     """NaN rows leave the estimates as without them; the weights of the components too."""
     gaps = Y.copy()

@@ -86,6 +86,7 @@ def test_overlap_of_two_normals():
     assert np.isnan(overlap(0.0, np.nan, draws))
 
 
+@pytest.mark.slow
 def test_a_gaussian_posterior_is_its_own_approximation(gaussian):
     fit, bayes, sd = gaussian
     comparison = compare(fit, bayes)
@@ -101,6 +102,7 @@ def test_a_gaussian_posterior_is_its_own_approximation(gaussian):
     assert comparison.table.attrs["seconds"]["NUTS"] == comparison.seconds["NUTS"]
 
 
+@pytest.mark.slow
 def test_a_skewed_posterior_is_not(key):
     """Three counts: the posterior is Gamma(4.1, 3.1), its mode a third of an sd below its mean."""
     model = ep.bind(counts, COUNTS)
@@ -161,6 +163,7 @@ def test_chains_that_disagree_are_marked_and_warned_about(gaussian):
     assert "no yardstick" in comparison.verdict
 
 
+@pytest.mark.slow
 def test_a_real_fit_with_deterministic_sites(components):
     fit, bayes = components
     comparison = compare(fit, bayes)
@@ -173,6 +176,7 @@ def test_a_real_fit_with_deterministic_sites(components):
     assert comparison.verdict in repr(comparison)
 
 
+@pytest.mark.slow
 def test_labels_of_fits_and_draws_are_aligned_to_the_first_fit(components):
     fit, bayes = components
     flipped = {k: v[::-1].copy() for k, v in fit.params.items()}
@@ -191,6 +195,7 @@ def test_labels_of_fits_and_draws_are_aligned_to_the_first_fit(components):
     )
 
 
+@pytest.mark.slow
 def test_another_program_is_refused(gaussian, components):
     with pytest.raises(ModelError, match="'pi' has shape .* no such site"):
         compare(components[0], gaussian[1])
@@ -207,6 +212,7 @@ def correlated(x):
         numpyro.sample("x", dist.MultivariateNormal(jnp.zeros(2), scale_tril=root), obs=x)
 
 
+@pytest.mark.slow
 def test_the_corner_of_a_correlation_is_not_judged():
     x = np.random.default_rng(2).multivariate_normal(np.zeros(2), [[1, 0.5], [0.5, 1]], 150)
     fit = ep.fit(ep.bind(correlated, x), key=0, progress=False)

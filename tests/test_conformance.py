@@ -100,7 +100,7 @@ STARTS = {
 }
 TOL = 1e-7
 ALL = [
-    pytest.param(p, m, id=f"{p}-{m}", marks=() if m in QUICK else pytest.mark.slow)
+    pytest.param(p, m, id=f"{p}-{m}", marks=() if m in QUICK else pytest.mark.exhaustive)
     for p in PROGRAMS
     for m in METHODS
 ]
@@ -123,6 +123,7 @@ def optima(models):
     return {n: run(models[n][0], ep.MAP(), STARTS[n], tol=1e-9) for n in PROGRAMS}
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("program", "name"), ALL)
 def test_promises(program, name, models, optima):
     """Monotone, the optimum, no retrace on other data, the same twice, nothing changed."""
@@ -196,6 +197,7 @@ def test_defaults_are_equal_by_value():
     assert ep.EM(ep.Auto(), ep.Auto()) == ep.EM()
 
 
+@pytest.mark.slow
 def test_a_model_bound_twice_shares_compiled_code(models):
     run(models["mixture"][0], ep.EM(), STARTS["mixture"])
     again = ep.bind(mixture, _mixture_data(3))
@@ -204,6 +206,7 @@ def test_a_model_bound_twice_shares_compiled_code(models):
     assert CALLS["mixture"] == calls
 
 
+@pytest.mark.slow
 def test_several_starts_do_not_retrace(models):
     """Starts are drawn by running the program plainly, once; nothing is compiled again."""
     model, other = models["mixture"]
@@ -246,6 +249,7 @@ def test_precision_of_the_notebook_is_left_alone(x64, models):
         np.testing.assert_allclose(got.params[site], want.params[site], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_data_are_not_mutated():
     y = _mixture_data(1)
     y[3] = np.nan
@@ -254,6 +258,7 @@ def test_data_are_not_mutated():
     np.testing.assert_array_equal(y, kept)
 
 
+@pytest.mark.slow
 def test_steps_and_fit_take_the_same_path(models):
     """`ep.steps` is the loop of `ep.fit` in the user's hands."""
     model, start = models["chain"][0], STARTS["chain"]

@@ -100,6 +100,7 @@ def entropy_of(log_joint):
     return -np.sum(p * np.log(p))
 
 
+@pytest.mark.slow
 def test_entropy_of_a_mixture_is_that_of_the_responsibilities():
     x = np.random.default_rng(0).normal(size=25)
     parts = np.log(MIXED["weights"]) + stats.norm.logpdf(x[:, None], MIXED["loc"], MIXED["scale"])
@@ -108,12 +109,14 @@ def test_entropy_of_a_mixture_is_that_of_the_responsibilities():
     assert got == pytest.approx(-np.sum(p * np.log(p)), rel=1e-10)
 
 
+@pytest.mark.slow
 def test_entropy_of_a_chain_is_that_of_its_paths():
     y = np.random.default_rng(1).normal(size=7)
     got = criteria.posterior_entropy(ep.bind(chain, y), CHAIN)
     assert got == pytest.approx(entropy_of(paths_of(CHAIN, y)), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_entropy_without_overlap_and_without_latents_is_zero():
     x = np.r_[np.full(5, -300.0), np.full(5, 300.0)]
     apart = {**MIXED, "loc": np.array([-300.0, 300.0])}
@@ -134,6 +137,7 @@ def test_entropy_with_missing_observations_counts_their_latents():
     assert full - rest == pytest.approx(-np.sum(w * np.log(w)), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_pointwise_of_a_mixture_is_the_mixture_density():
     x = np.random.default_rng(0).normal(size=25)
     model = ep.bind(mixture, x)
@@ -145,6 +149,7 @@ def test_pointwise_of_a_mixture_is_the_mixture_density():
     assert found.values.sum() == pytest.approx(float(whole), rel=1e-12)
 
 
+@pytest.mark.slow
 def test_pointwise_of_a_panel_is_the_likelihood_of_each_sequence():
     y = np.random.default_rng(2).normal(size=(5, 3))
     found = criteria.pointwise(ep.bind(panel, y), CHAIN)
@@ -188,6 +193,7 @@ def test_pointwise_of_one_chain_is_refused():
         criteria.pointwise(model, CHAIN)
 
 
+@pytest.mark.slow
 def test_scores_sum_to_the_gradient_and_are_those_of_each_element():
     x = np.random.default_rng(0).normal(size=9)
     model = ep.bind(mixture, x)
@@ -204,6 +210,7 @@ def test_scores_sum_to_the_gradient_and_are_those_of_each_element():
     assert scores.shape == (9, 6)
 
 
+@pytest.mark.slow
 def test_scores_of_a_panel_of_chains_are_finite_differences():
     y = np.random.default_rng(2).normal(size=(5, 3))
     model = ep.bind(panel, y)

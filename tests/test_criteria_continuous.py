@@ -71,6 +71,7 @@ def evidence(y, mean, sd):
 PARAMS = {"mu": np.array(0.4), "tau": np.array(0.9)}
 
 
+@pytest.mark.exhaustive
 def test_pointwise_of_integrated_units():
     model = ep.bind(units, COUNTS)
     found = criteria.pointwise(model, PARAMS)
@@ -79,6 +80,7 @@ def test_pointwise_of_integrated_units():
     np.testing.assert_allclose(found.values, [evidence(y, 0.4, 0.9) for y in COUNTS], atol=1e-6)
 
 
+@pytest.mark.exhaustive
 def test_scores_of_integrated_units():
     model = ep.bind(units, COUNTS)
     scores = criteria.pointwise_scores(model, PARAMS)
@@ -95,6 +97,7 @@ def test_scores_of_integrated_units():
     np.testing.assert_allclose(scores, np.transpose(slopes), atol=2e-5)
 
 
+@pytest.mark.exhaustive
 def test_a_fit_tells_aic_bic_and_arviz_but_no_entropy():
     fit = ep.fit(ep.bind(units, COUNTS, prior=False), key=0, progress=False)
     value = sum(evidence(y, fit.params["mu"], fit.params["tau"]) for y in COUNTS)
@@ -111,6 +114,7 @@ def test_a_fit_tells_aic_bic_and_arviz_but_no_entropy():
             getattr(fit, what)
 
 
+@pytest.mark.exhaustive
 def test_discrete_latents_beside_continuous_ones():
     model = ep.bind(branched, COUNTS)
     params = {"weight": np.array(0.3)}
@@ -127,6 +131,7 @@ def test_discrete_latents_beside_continuous_ones():
     np.testing.assert_allclose(drawn, [values, values], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_pointwise_of_a_panel_of_chains():
     y = np.random.default_rng(2).normal(size=(4, 3))
     model = ep.bind(panel, y)
@@ -137,6 +142,7 @@ def test_pointwise_of_a_panel_of_chains():
     np.testing.assert_allclose(found.values, law.logpdf(y.T), atol=1e-9)
 
 
+@pytest.mark.slow
 def test_what_is_integrated_together_has_no_pointwise_likelihood():
     rng = np.random.default_rng(0)
     model = ep.bind(chain, rng.normal(size=5))

@@ -406,7 +406,15 @@ def enumerated(case: Case, args: tuple | None = None) -> Any:
     return brute.Brute(case.reference or case.program, args, params, latents)
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda c: c.name)
+QUICK = {"mixture", "chain, first state a site", "partly known labels", "two sites in a plate"}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(c, id=c.name, marks=() if c.name in QUICK else pytest.mark.slow) for c in CASES
+    ],
+)
 def pair(request):
     """A case, its enumeration, and the model bound to the same data."""
     case = request.param
@@ -473,6 +481,7 @@ def test_draws_have_the_joint_distribution(pair):
 CHAINS = [c for c in CASES if c.chains]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CHAINS, ids=lambda c: c.name)
 def test_pairwise_and_filtered(case):
     exact = enumerated(case)
@@ -486,6 +495,7 @@ def test_pairwise_and_filtered(case):
             np.testing.assert_allclose(posterior[name].filtered[t - 1], want, atol=TOL)
 
 
+@pytest.mark.slow
 def test_obs_mask_is_the_program_s_own_business():
     """NumPyro replaces masked values of a site by those of a new latent, `z_unobserved`."""
     known = np.array([True, False, True, False, True])
@@ -497,6 +507,7 @@ def test_obs_mask_is_the_program_s_own_business():
     assert _ours(model, params)[0] == pytest.approx(want.log_z, abs=TOL)
 
 
+@pytest.mark.slow
 def test_one_step_ahead_densities_add_up():
     case = by_name["chain, first state by where"]
     exact = enumerated(case)

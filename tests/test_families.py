@@ -84,6 +84,7 @@ def reference(d, x):
     return d.log_prob(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_identity_with_an_origin(name, key):
     d, x = draw(name, key)
@@ -106,6 +107,7 @@ def test_log_factors_are_one_matrix_product(name, key):
     np.testing.assert_allclose(factors.T, reference(d, x), rtol=1e-10, atol=1e-11)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_score_is_that_of_numpyro(name, key):
     d, x = draw(name, key)
@@ -278,6 +280,7 @@ def numerical_maximum(objective, support, start):
     return best if best.shape != (1,) else best[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "argument", "view", "build", "prior"), WITH_PRIORS)
 def test_tied_m_step_is_the_weighted_maximum(name, argument, view, build, prior, key):
     """One parameter shared by K cells: a ratio of sums against BFGS, prior included."""
@@ -319,6 +322,7 @@ COVARIANCE_PRIORS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("view", "prior"), COVARIANCE_PRIORS)
 def test_tied_covariance(view, prior):
     rng = np.random.default_rng(5)
@@ -451,6 +455,7 @@ def test_statistics_are_differentiable_and_jit():
     np.testing.assert_allclose(mine.loc, theirs.loc, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_log_of_a_tiny_probability_has_finite_derivatives():
     """A probit link written as Bernoulli(cdf(x)): NumPyro users have no stable one."""
     x = jnp.linspace(-37.0, 5.0, 43)

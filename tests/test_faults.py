@@ -156,6 +156,7 @@ def good():
 # -- data ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_1_nan_is_missing():
     model = ep.bind(normal, with_hole(Y, 2))
     assert "y" in repr(model) and "1 of 12 missing, first at index 2" in repr(model)
@@ -165,6 +166,7 @@ def test_1_nan_is_missing():
         np.testing.assert_allclose(here[1][name], there[1][name], rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_1_nan_within_an_event():
     rows = np.stack([Y, Y], 1)
     rows[3, 1] = np.nan
@@ -220,6 +222,7 @@ def test_6_one_observation():
     assert "variance is unbounded" in out.message and not out.converged
 
 
+@pytest.mark.slow
 def test_7_constant_data():
     with pytest.warns(ep.DegeneracyWarning, match="'s'"):
         out = fit(normal, np.ones(N), tol=1e-3)
@@ -417,6 +420,7 @@ def test_26_unknown_latent():
     refused(ep.ModelError, "'zz'", "'z'", program=mixture, latents=("zz",))
 
 
+@pytest.mark.slow
 def test_27_unknown_parameter(good):
     with pytest.raises(ep.ModelError, match="'mean'.*Known: 'w', 'mu', 's2'"):
         ep.fit(good[0], init={"mean": 0.0})
@@ -567,6 +571,7 @@ class Negative(Spoiled):
 START = {"w": [0.5, 0.5], "mu": [-1.0, 1.0], "s2": [1.0, 1.0]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [Spoiled(), Negative()], ids=["57", "44"])
 def test_44_57_not_finite_in_the_middle(good, method):
     with pytest.warns(ep.ConvergenceWarning, match="non_finite"):
@@ -577,6 +582,7 @@ def test_44_57_not_finite_in_the_middle(good, method):
     assert f"'{method.name}'" in out.message and "at step 1" in out.message
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::emprob.DegeneracyWarning")
 def test_45_46_more_components_than_points():
     assert fit(mixture, Y[:1]).status.ok
@@ -584,6 +590,7 @@ def test_45_46_more_components_than_points():
     assert flat.status is ep.Status.DEGENERATE and "s2[" in flat.message
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::emprob.IdentifiabilityWarning")
 def test_47_empty_component():
     init = {"w": [1.0, 0.0], "mu": [0.0, 3.0], "s2": [1.0, 1.0]}
@@ -595,6 +602,7 @@ def test_47_empty_component():
     assert np.isfinite(slope["mu"]).all() and np.isfinite(slope["s2"]).all()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore::emprob.IdentifiabilityWarning")
 def test_47_dead_state():
     init = {"p": [[0.7, 0.3, 0.0]] * 2 + [[0.4, 0.3, 0.3]], "mu": [-2.0, 2.0, 0.0]}
@@ -661,6 +669,7 @@ def flat(y):
         numpyro.sample("y", dist.Normal(mu + 0.0 * nu, 1.0), obs=y)
 
 
+@pytest.mark.slow
 def test_52_53_improper_priors():
     with pytest.warns(ep.IdentifiabilityWarning, match="nu"):
         out = fit(flat, Y)
@@ -763,6 +772,7 @@ def test_61_interrupted(monkeypatch, keyboard):
         fit(normal, Y, method=ep.MAP(optax.sgd(1e-4)), init=AT, callback=stop)
 
 
+@pytest.mark.slow
 def test_66_predict_with_what_does_not_fit():
     x = np.stack([Y, np.ones(N)], 1)
     out = fit(plane, Y, x)

@@ -73,6 +73,7 @@ def test_an_innovation_of_zero_is_named():
     refused(program, np.zeros(9), words=("scale", "Normal", "outside"))
 
 
+@pytest.mark.exhaustive
 def test_an_unstable_transition_is_a_transition():
     """It is nowhere assumed to be stable: an explosive series has its growth as the estimate."""
     t = np.arange(60)
@@ -82,6 +83,7 @@ def test_an_unstable_transition_is_a_transition():
     assert np.isfinite(found.posterior["x"].variance).all()
 
 
+@pytest.mark.slow
 def test_a_stationary_start_refuses_an_unstable_transition_by_name():
     def program(y):
         phi = numpyro.sample("phi", dist.Normal(0.0, 1.0))
@@ -99,6 +101,7 @@ def test_a_stationary_start_refuses_an_unstable_transition_by_name():
         ep.fit(model, init={"phi": 1.2}, progress=False)
 
 
+@pytest.mark.exhaustive
 def test_a_chain_of_one_step_is_one_normal():
     model = ep.bind(autoregression, np.array([0.7]), prior=False)
     params = {"phi": jnp.array(0.3), "q": jnp.array(0.5), "r": jnp.array(0.4)}
@@ -110,6 +113,7 @@ def test_a_chain_of_one_step_is_one_normal():
     refused(autoregression, np.zeros(0), words=("length 0",))
 
 
+@pytest.mark.exhaustive
 def test_a_series_that_is_wholly_missing():
     """Alone it is refused; beside others it has no say, and its own parameter no estimate."""
     refused(autoregression, np.full(9, np.nan), words=("'y'", "all 9", "missing"),
@@ -160,6 +164,7 @@ def test_a_latent_of_a_shape_that_would_broadcast():
 # -- what the data do not determine -------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 def test_separated_logistic_data_name_the_coefficient():
     def program(y, x, group):
         beta = numpyro.sample("beta", dist.Normal(0.0, 5.0).expand([2]).to_event(1))
@@ -177,6 +182,7 @@ def test_separated_logistic_data_name_the_coefficient():
     assert np.isnan(found.standard_errors()["beta"][1])
 
 
+@pytest.mark.exhaustive
 def test_more_factors_than_variables_are_not_identified():
     """The law is any normal one then: its likelihood is that of the sample covariance."""
 
@@ -211,6 +217,7 @@ def test_a_kink_in_the_mean_is_refused_by_name():
         ep.fit(model, progress=False)
 
 
+@pytest.mark.slow
 def test_student_t_has_third_derivatives_at_its_location():
     laws = [lambda h: dist.StudentT(5.0, 0.2, jnp.exp(h / 2)), lambda h: dist.StudentT(4.0, h, 1.5)]
     for law, h in zip(laws, (0.3, 0.2), strict=True):
@@ -222,6 +229,7 @@ def test_student_t_has_third_derivatives_at_its_location():
             assert third(h) == pytest.approx(float(differences), abs=1e-6)
 
 
+@pytest.mark.exhaustive
 def test_heavy_tails_with_zeros_and_holes_have_a_score():
     """Where y equals its location a power's third derivative is not a number."""
 
@@ -268,6 +276,7 @@ SMOOTH = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("f", KINKS.values(), ids=KINKS)
 @pytest.mark.parametrize("size", [1, 12])
 def test_kinks_are_found_wherever_they_stand(f, size):
@@ -278,6 +287,7 @@ def test_kinks_are_found_wherever_they_stand(f, size):
         ep.fit(model, progress=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("f", SMOOTH.values(), ids=SMOOTH)
 @pytest.mark.parametrize("size", [1, 12])
 def test_what_is_smooth_is_integrated_around_its_mode(f, size):
@@ -293,6 +303,7 @@ def log_scales(y, tail):
         numpyro.sample("y", dist.Normal(0.0, jnp.exp(z)), obs=y)
 
 
+@pytest.mark.slow
 def test_a_search_for_a_mode_that_fails_is_counted_and_named():
     y = RNG.normal(size=12)
     y[[3, 7]] = 0.0
@@ -300,6 +311,7 @@ def test_a_search_for_a_mode_that_fails_is_counted_and_named():
         fit(log_scales, y, 3.0)
 
 
+@pytest.mark.slow
 def test_a_search_that_fails_is_told_at_the_end():
     """Here the approximation stays finite, so the run goes on: only the verdict can say it."""
     from emprob.integral.quadrature import MAX_ITERATIONS
@@ -334,6 +346,7 @@ class Still:
         return isinstance(other, Still)
 
 
+@pytest.mark.slow
 def test_a_run_that_does_not_move_is_not_called_converged():
     with pytest.warns(ep.ConvergenceWarning, match="max_steps"):
         found = fit(autoregression, np.cumsum(RNG.normal(size=20)), method=ep.EM(mstep=Still()),
@@ -341,6 +354,7 @@ def test_a_run_that_does_not_move_is_not_called_converged():
     assert not found.converged and found.score_norm > 1e-3
 
 
+@pytest.mark.slow
 def test_a_collapse_is_said_where_rounding_lowers_the_objective():
     """Two series that are one: noise and innovation collapse together."""
 
@@ -362,6 +376,7 @@ def test_a_collapse_is_said_where_rounding_lowers_the_objective():
     assert found.status is ep.Status.DEGENERATE and "r collapsed" in found.message
 
 
+@pytest.mark.slow
 def test_newton_by_units_goes_on_where_one_unit_has_no_hessian():
     from emprob.objective import newton_step_by_units
 

@@ -715,15 +715,17 @@ QUICK = {
 
 
 def parametrised(cases):
-    slow = pytest.mark.slow
+    slow = pytest.mark.exhaustive
     return [pytest.param(c, id=c.name, marks=() if c.name in QUICK else slow) for c in cases]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", parametrised(EXAMPLES))
 def test_examples_of_numpyro(case):
     check(case)
 
 
+@pytest.mark.exhaustive
 def test_continuous_latents_beside_discrete_ones_are_integrated():
     """The annotation model with item difficulties, with nothing said about its latents."""
     model = ep.bind(item_difficulty, ANNOTATIONS)
@@ -731,6 +733,7 @@ def test_continuous_latents_beside_discrete_ones_are_integrated():
     fit(model)
 
 
+@pytest.mark.slow
 def test_a_chain_of_states_whose_law_is_latent_is_bound_and_refused_by_the_exact_e_steps():
     """A continuous latent at each step, and a discrete chain: a branch for every path."""
     model = ep.bind(capture_2, CAPTURES, SEX)
@@ -1106,11 +1109,13 @@ STRANGE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", parametrised(STRANGE))
 def test_strange_programs(case):
     check(case)
 
 
+@pytest.mark.slow
 def test_gaps_in_events_are_integrated_out():
     model = ep.bind(events_with_gaps, WITH_GAPS)
     params = random_params(model, 11)
@@ -1146,6 +1151,7 @@ class Held:
             object.__setattr__(self, "values", jnp.asarray(self.values))
 
 
+@pytest.mark.slow
 def test_arrays_that_a_class_converts_are_data():
     """Not static: the next data of the same shape share the compiled code."""
     models = [ep.bind(lambda held: pandas_columns(held.values), Held(y)) for y in (Y8, Y8 + 1)]

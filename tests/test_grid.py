@@ -63,6 +63,7 @@ def by_scipy(y, mu, tau):
     return value, np.array(moments).T
 
 
+@pytest.mark.exhaustive
 def test_log_z_and_moments_are_scipys():
     y = np.array([0.0, 2.0, 5.0, 1.0, 9.0])
     model = on_grid(counts, y)
@@ -81,6 +82,7 @@ def test_log_z_and_moments_are_scipys():
     np.testing.assert_allclose(draws.mean(0), mean, atol=5 * np.sqrt(variance.max() / 4000))
 
 
+@pytest.mark.exhaustive
 def test_score_and_hessian_are_those_of_laplace_with_many_nodes():
     model = ep.bind(item_response.two_parameter, answers())
     rng = np.random.default_rng(1)
@@ -96,6 +98,7 @@ def test_score_and_hessian_are_those_of_laplace_with_many_nodes():
     np.testing.assert_allclose(one, two, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_fisher_and_columns_of_the_items_enter_as_a_matrix_product():
     """The score by the weights is the gradient of log Z, whichever way the items are summed."""
     model = on_grid(item_response.two_parameter, answers())
@@ -107,6 +110,7 @@ def test_fisher_and_columns_of_the_items_enter_as_a_matrix_product():
         np.testing.assert_allclose(gradient[k], direct[k], atol=1e-9)
 
 
+@pytest.mark.slow
 def test_long_plates_in_blocks_are_the_whole():
     y = answers(n=4300, items=3)
     model = on_grid(item_response.two_parameter, y)
@@ -122,6 +126,7 @@ def test_long_plates_in_blocks_are_the_whole():
         np.testing.assert_allclose(q[k], whole[k], atol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_masked_latent_counts_for_nothing():
     y, there = np.array([0.0, 3.0, 1.0]), np.array([True, True, False])
 
@@ -137,6 +142,7 @@ def test_a_masked_latent_counts_for_nothing():
     assert float(model.log_partition(params)) == pytest.approx(value, abs=1e-8)
 
 
+@pytest.mark.exhaustive
 def test_beside_a_discrete_latent_of_the_same_plate():
     y = np.array([0.0, 3.0, 8.0, 1.0])
 
@@ -157,6 +163,7 @@ def test_beside_a_discrete_latent_of_the_same_plate():
 # -- fits -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_law_school_one_parameter():
     found = fitted(item_response.one_parameter, item_response.load().to_numpy())
     assert found.converged, found.message
@@ -164,6 +171,7 @@ def test_law_school_one_parameter():
     assert found.params["slope"] == pytest.approx(0.755134, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_law_school_two_parameters():
     found = fitted(item_response.two_parameter, item_response.load().to_numpy())
     assert found.converged, found.message
@@ -177,6 +185,7 @@ def test_law_school_two_parameters():
     assert "Grid: 61 nodes from -6 to 6" in str(found.model.plan)
 
 
+@pytest.mark.exhaustive
 def test_the_scale_of_the_latent_has_a_closed_form():
     rng = np.random.default_rng(4)
     y = rng.poisson(np.exp(1.0 + 0.6 * rng.normal(size=200))).astype(float)
@@ -189,6 +198,7 @@ def test_the_scale_of_the_latent_has_a_closed_form():
     assert errors[0]["tau"] == pytest.approx(errors[1]["tau"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_second_fit_traces_nothing():
     model = ep.bind(item_response.two_parameter, answers())
     method = ep.Squarem(ep.EM(ep.Grid()))
@@ -252,6 +262,7 @@ def nothing_continuous(y):
         numpyro.sample("y", dist.Poisson(jnp.exp(mu + k)), obs=y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("program", "words"),
     [
@@ -289,6 +300,7 @@ def test_impossible_grids(settings):
         ep.Grid(**settings)
 
 
+@pytest.mark.slow
 def test_mass_outside_of_the_grid_is_told():
     y = answers(n=60, missing=0.0)
     with pytest.warns(ep.DegeneracyWarning, match="'theta' has mass outside"):
@@ -296,6 +308,7 @@ def test_mass_outside_of_the_grid_is_told():
     assert "outside of the grid" in found.message
 
 
+@pytest.mark.slow
 def test_nodes_that_are_too_far_apart_are_told():
     y = np.random.default_rng(3).poisson(40.0, size=30).astype(float)
     with pytest.warns(ep.DegeneracyWarning, match="too far apart for latent 'z'"):

@@ -40,6 +40,7 @@ def fitted_line():
     return fields, ep.fit(ep.bind(lines, fields), key=0, progress=False)
 
 
+@pytest.mark.slow
 def test_sensitivities_are_those_of_least_squares():
     fields, found = fitted_line()
 
@@ -124,7 +125,7 @@ def exact_prices(quotes):
     return price
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_sensitivities_of_a_heston_surface_are_those_of_bumps():
     """Recalibrated for every bump; a missing quote moves nothing."""
     quotes = heston_quotes()
@@ -166,7 +167,7 @@ def test_hedge_ratios_leave_what_the_instruments_do_not_span():
         assert np.linalg.norm((target - (units + move) @ used) @ root) > left[0]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_contracts_are_priced_as_one_by_one(key):
     """The simulation's controls leave every price where it was, with a smaller error."""
     quotes = heston_quotes()
@@ -185,6 +186,7 @@ def test_contracts_are_priced_as_one_by_one(key):
     assert float(found.value[-1]) == pytest.approx(float(swap), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_forward_curve_goes_through_the_forwards():
     quotes = replace(heston_quotes(), forwards=jnp.array([100.0, 103.0, 110.0]))
     times = jnp.array([0.0, 0.1, 0.25, 0.4, 1.0, 2.0])
@@ -192,7 +194,7 @@ def test_forward_curve_goes_through_the_forwards():
     np.testing.assert_allclose(xp.forward_curve(quotes, times), expected)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_exotic_prices_main_prints_and_draws(tmp_path, capsys):
     table = xp.main(["--quick", "--no-progress", "--starts", "1", "--out", str(tmp_path)])
     assert list(table.index) == list(xp.NAMES) and np.isfinite(table.to_numpy()).all()
@@ -217,6 +219,7 @@ def race(seen):
     return he.race(LAW, LAW, seen, SOLD, USED)
 
 
+@pytest.mark.slow
 def test_exposures_are_prices_and_their_derivatives(seen):
     found = he.exposure(LAW, SOLD, seen)
     day, path, step = 20, 7, 1e-4
@@ -289,6 +292,7 @@ def test_costs_are_taken_off_the_mean_and_nothing_else(seen):
     assert (np.diff(np.asarray(free.wealth - dear.wealth), axis=0) > -1e-12).all()
 
 
+@pytest.mark.slow
 def test_a_wrong_law_hedges_worse(seen, race):
     wrong = Heston(0.09, 0.2, 0.2, 0.1, 0.5)
     found = he.race(LAW, wrong, seen, SOLD, USED)
@@ -298,7 +302,7 @@ def test_a_wrong_law_hedges_worse(seen, race):
     assert described["5 % quantile"] > described["mean below it"]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_hedging_main_prints_and_draws(tmp_path, capsys):
     table = he.main(["--quick", "--no-progress", "--out", str(tmp_path)])
     assert (tmp_path / "hedging.png").exists() and np.isfinite(table.to_numpy()).all()

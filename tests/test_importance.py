@@ -56,6 +56,7 @@ def branched(y):
         numpyro.sample("y", dist.Poisson(jnp.exp(b)), obs=y)
 
 
+@pytest.mark.exhaustive
 def test_a_gaussian_chain_needs_no_correction():
     y = np.random.default_rng(1).normal(size=12)
     model = ep.bind(walk, np.where(np.arange(12) == 4, np.nan, y))
@@ -76,6 +77,7 @@ def test_a_gaussian_chain_needs_no_correction():
     assert "no difference" in found.sentence
 
 
+@pytest.mark.slow
 def test_stochastic_volatility_against_a_grid():
     r = np.array([1.0, -2.5, 1.0])
     model = ep.bind(volatility, r)
@@ -100,6 +102,7 @@ def unit_evidence(y, mean, sd):
     return np.log(integrate.quad(density, mean - 10 * sd, mean + 10 * sd, limit=200)[0])
 
 
+@pytest.mark.slow
 def test_a_plate_sums_its_series():
     y = np.array([0, 3, 1, 7, 0])
     model = ep.bind(units, y)
@@ -109,6 +112,7 @@ def test_a_plate_sums_its_series():
     assert found.laplace == pytest.approx(exact, abs=1e-5)  # quadrature
 
 
+@pytest.mark.slow
 def test_branches_are_summed_exactly():
     y = np.array([0, 3, 1, 7])
     model = ep.bind(branched, y)
@@ -123,6 +127,7 @@ def test_branches_are_summed_exactly():
     assert abs(found.log_evidence - exact) < 4 * found.error
 
 
+@pytest.mark.slow
 def test_what_cannot_be_corrected_is_refused():
     def mixture(x):
         mu = numpyro.sample("mu", dist.Normal(0.0, 3.0))

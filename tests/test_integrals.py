@@ -197,10 +197,11 @@ QUICK = {"intercepts", "nested", "two_lags", "level, alike", "factors, alike"}  
 
 def some(names, quick):
     """Names as parameters, all but a few of them slow."""
-    slow = pytest.mark.slow
+    slow = pytest.mark.exhaustive
     return [n if n in quick else pytest.param(n, marks=slow) for n in names]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", some(GAUSSIAN, QUICK))
 def test_gaussian_equals_dense_algebra(name):
     program, args, shapes = GAUSSIAN[name]
@@ -239,6 +240,7 @@ def test_gaussian_equals_dense_algebra(name):
 HOLED = ["level", "level, alike", "two_lags", "panel", "vector_chain", "vector_chain, alike"]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", some(HOLED, {"vector_chain, alike"}))
 def test_missing_observations_are_left_out(name):
     """As if the masked entries had a variance beyond all bounds, up to their constants."""
@@ -291,6 +293,7 @@ def test_missing_observations_are_left_out(name):
     np.testing.assert_allclose(found.variance, covariance.diagonal()[index], rtol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", some(["level", "two_lags", "vector_chain"], {"level"}))
 def test_filtered_and_predicted_do_not_see_the_future(name):
     """The filter at t is the smoother of the data up to t, the rest missing."""
@@ -312,7 +315,7 @@ def test_filtered_and_predicted_do_not_see_the_future(name):
             np.testing.assert_allclose(variance[t], cut.variance[t], rtol=1e-9)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_draws_have_the_posterior_s_moments(key):
     for name in ("level", "slopes"):
         program, args, _ = GAUSSIAN[name]
@@ -417,6 +420,7 @@ CONJUGATE = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", some(CONJUGATE, {"t", "beta binomial"}))
 def test_conjugate_equals_quadrature(name):
     program, args, expected, family = CONJUGATE[name]
@@ -432,6 +436,7 @@ def test_conjugate_equals_quadrature(name):
         np.testing.assert_allclose(q[k], slope[k], rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.exhaustive
 def test_student_t_by_em_equals_direct_maximisation():
     y, x = RNG.standard_t(4, 80), RNG.normal(size=80)
     fit = ep.fit(ep.bind(t_regression, y, x, prior=False), progress=False)
@@ -472,6 +477,7 @@ def factor_mixture(y):
         numpyro.sample("y", dist.Normal(mu[k] + W[k] * z[..., None], 0.7).to_event(1), obs=y)
 
 
+@pytest.mark.exhaustive
 def test_mixtures_with_integrals_in_each_branch():
     y = RNG.normal(size=9)
     model = ep.bind(t_mixture, y, prior=False)
@@ -520,6 +526,7 @@ def volatility(y):
     scan(step, numpyro.sample("h0", dist.Normal(0.0, 0.6)), y)
 
 
+@pytest.mark.slow
 def test_adaptive_quadrature_converges_to_the_integral():
     y = RNG.binomial(1, 0.4, 15)
 
@@ -549,6 +556,7 @@ def driver_rule(model, rule):
     return importlib.import_module("emprob.fit").with_rule(model, ep.EM(rule))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", some(["logistic", "logistic, order 1", "volatility"], {"logistic"})
 )
@@ -572,13 +580,14 @@ def test_derivatives_of_the_approximations_are_exact(name):
         np.testing.assert_allclose(hessian[i], curve, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_laplace_finds_the_maximum_of_its_own_evidence():
     y = np.exp(0.2 * np.cumsum(RNG.normal(size=60))) * RNG.normal(size=60)
     fit = ep.fit(ep.bind(volatility, y, prior=False), progress=False)
     assert fit.converged and fit.score_norm < 1e-6
 
 
+@pytest.mark.exhaustive
 def test_cells_of_a_slope_that_has_decayed_belong_to_their_series():
     """exp(-k t) at large t barely moves with k: its rows are their group's all the same."""
     times = np.tile([0.5, 2.0, 40.0, 80.0], 4)
@@ -608,6 +617,7 @@ def test_cells_of_a_slope_that_has_decayed_belong_to_their_series():
 # -- what is refused ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_kink_is_refused_by_name():
     def median(y):
         with numpyro.plate("n", len(y)):
@@ -620,6 +630,7 @@ def test_a_kink_is_refused_by_name():
             ep.fit(model, method, progress=False)
 
 
+@pytest.mark.slow
 def test_branches_deeper_than_the_latent_are_refused_by_name():
     def outliers(y, g):
         with numpyro.plate("groups", 4):
@@ -639,6 +650,7 @@ def test_gaussian_is_refused_where_nothing_is_gaussian():
         ep.fit(model, ep.EM(ep.Gaussian()), progress=False)
 
 
+@pytest.mark.slow
 def test_noises_of_a_whole_chain_are_one_dense_block_or_refused():
     def noncentred(y):
         q = param("q", 0.5, positive)
@@ -661,6 +673,7 @@ def test_noises_of_a_whole_chain_are_one_dense_block_or_refused():
 # -- the driver ---------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 def test_a_variance_of_zero_ends_at_the_boundary():
     """Groups that differ less than chance: tau is estimated as zero, the rest by least squares."""
     y = np.tile([-1.0, 0.0, 1.0, 0.5, -0.5], 4)
@@ -673,6 +686,7 @@ def test_a_variance_of_zero_ends_at_the_boundary():
     assert np.isnan(fit.standard_errors()["tau"])
 
 
+@pytest.mark.slow
 def test_a_second_fit_traces_nothing():
     calls = []
 
@@ -687,6 +701,7 @@ def test_a_second_fit_traces_nothing():
     assert len(calls) == before
 
 
+@pytest.mark.slow
 def test_newton_by_units_is_newton():
     """Items have parameters of their own: blocks of the Hessian give the step of the whole."""
     from dataclasses import replace

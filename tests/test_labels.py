@@ -75,11 +75,13 @@ def groups_of(program, *args, **kwargs):
     return model, symmetry(model, model.notes.value.initial)
 
 
+@pytest.mark.slow
 def test_mixture_labels():
     _, groups = groups_of(mixture, DATA)
     assert [(set(g.axes), g.labels) for g in groups] == [({("pi", 0), ("mu", 0)}, (0, 1, 2))]
 
 
+@pytest.mark.slow
 def test_a_transition_matrix_has_two_axes_and_coefficients_of_the_same_length_have_none():
     _, groups = groups_of_hmm()
     (group,) = groups

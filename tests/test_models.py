@@ -50,13 +50,14 @@ def run(program, *args, num_starts=4):
 # -- what was put in comes out ------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 def test_univariate_mixture_recovers_the_truth():
     y, _ = gaussian_mixture.simulate(3, 1500)
     found = run(gaussian_mixture.gaussian_mixture, y, 3)
     assert_recovered(found, gaussian_mixture.TRUTH, "mu", ("weights", "mu", "variance"))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_multivariate_mixture_recovers_the_truth():
     y, z = gaussian_mixture.simulate(3, 800, gaussian_mixture.TRUTH_2D)
     found = run(gaussian_mixture.multivariate_mixture, y, 2)
@@ -66,7 +67,7 @@ def test_multivariate_mixture_recovers_the_truth():
     assert hits.mean() > 0.9
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("program", "truth"),
     [
@@ -89,7 +90,7 @@ def test_shared_covariances_recover_the_truth(program, truth):
     assert distance.max() < FOUR
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_gaussian_regimes_recover_the_truth_and_their_durations():
     y, states = regimes.simulate(11, 3000)
     found = run(regimes.gaussian_regimes, y, 3)
@@ -104,7 +105,7 @@ def test_gaussian_regimes_recover_the_truth_and_their_durations():
     assert hits.mean() > 0.85
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_student_regimes_recover_the_truth():
     truth = {
         "initial": np.array([0.5, 0.5]),
@@ -118,7 +119,7 @@ def test_student_regimes_recover_the_truth():
     assert abs(found.params["df"] - 6.0) < FOUR * found.standard_errors()["df"]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_missing_day_is_integrated_out():
     y, _ = regimes.simulate(2, 400)
     y = y.copy()
@@ -129,7 +130,7 @@ def test_a_missing_day_is_integrated_out():
     assert np.isfinite(found.posterior["z"].probs).all()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_count_regimes_recover_the_truth():
     y, states = count_regimes.simulate(4, 800)
     for program in (count_regimes.free_start, count_regimes.stationary_start):
@@ -148,7 +149,7 @@ def test_stationary_law_is_stationary():
     np.testing.assert_allclose(both[0], law, atol=1e-14)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_switching_autoregression_recovers_the_truth():
     truth = markov_switching_ar.TRUTH
     y, _ = markov_switching_ar.simulate(5, 1500)
@@ -165,6 +166,7 @@ def test_lags_are_the_past():
     np.testing.assert_array_equal(lags, y[:, None] - np.array([1.0, 2.0, 3.0]))
 
 
+@pytest.mark.exhaustive
 def test_latent_classes_recover_the_truth():
     answers, z = latent_class.simulate(6, 2000)
     found = run(latent_class.latent_class, answers, 2)
@@ -174,7 +176,7 @@ def test_latent_classes_recover_the_truth():
 # -- the same program elsewhere -----------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_numpyro_runs_a_program_unchanged():
     from numpyro.infer import MCMC, NUTS
 
@@ -185,6 +187,7 @@ def test_numpyro_runs_a_program_unchanged():
     assert mcmc.get_samples()["mu"].shape == (10, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("program", "args", "nesting"),
     [
@@ -208,6 +211,7 @@ def test_log_partition_is_that_of_numpyros_enumeration(program, args, nesting):
     np.testing.assert_allclose(float(model.objective(params)), float(expected), rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_lagged_regimes_are_summed_over_all_their_paths():
     """NumPyro's enumeration has no history in a scan: here every path of the regimes."""
     y, lags = markov_switching_ar.with_lags(markov_switching_ar.GNP_GROWTH[:7], 2)
@@ -244,7 +248,7 @@ def test_data_sets_are_what_they_say():
     assert answers.shape == (216, 4) and set(np.unique(answers)) == {0, 1}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_gnp_growth_is_that_of_statsmodels():
     pytest.importorskip("statsmodels")
     code = (
@@ -276,7 +280,7 @@ MAINS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore::emprob.ConvergenceWarning")  # forty draws are not a posterior
 @pytest.mark.parametrize("name", MAINS)
 def test_main_fits_compares_draws_and_says_where(name, tmp_path, capsys):
@@ -297,7 +301,7 @@ def test_main_fits_compares_draws_and_says_where(name, tmp_path, capsys):
     tree.close()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_main_without_nuts(tmp_path, capsys):
     found = gaussian_mixture.main(
         ["--quick", "--draws", "0", "--no-progress", "--out", str(tmp_path)]

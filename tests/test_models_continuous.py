@@ -47,6 +47,7 @@ def assert_covered(state, truth):
 # -- what was put in comes out ------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 def test_local_level_recovers_the_truth():
     y, x = local_level.simulate(3, 1000, missing=0.2)
     found = run(local_level.local_level, y)
@@ -54,7 +55,7 @@ def test_local_level_recovers_the_truth():
     assert_covered(found.posterior["x"], x)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_dynamic_factor_recovers_the_truth():
     y, f = dynamic_factor.simulate(3, 600, missing=0.1)
     found = run(dynamic_factor.dynamic_factor, y)
@@ -62,7 +63,7 @@ def test_dynamic_factor_recovers_the_truth():
     assert_covered(found.posterior["f"], f)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_linear_gaussian_recovers_the_truth():
     y, x = linear_gaussian.simulate(3, 1000, missing=0.1)
     found = run(linear_gaussian.linear_gaussian, y)
@@ -70,7 +71,7 @@ def test_linear_gaussian_recovers_the_truth():
     assert_covered(found.posterior["x"], x)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_nelson_siegel_recovers_the_truth():
     y, x = term_structure.simulate(3, 240, missing=0.1)
     months = np.array(term_structure.MATURITIES, float)
@@ -80,7 +81,7 @@ def test_nelson_siegel_recovers_the_truth():
     assert_covered(found.posterior["x"], x)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_stochastic_volatility_recovers_the_truth():
     r, h = stochastic_volatility.simulate(3, 1500, missing=0.05)
     found = run(stochastic_volatility.stochastic_volatility, r)
@@ -88,7 +89,7 @@ def test_stochastic_volatility_recovers_the_truth():
     assert_covered(found.posterior["h"], h)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_leverage_recovers_the_truth():
     truth = stochastic_volatility.LEVERAGE_TRUTH
     r, h = stochastic_volatility.simulate(4, 1500, missing=0.05, truth=truth)
@@ -99,7 +100,7 @@ def test_leverage_recovers_the_truth():
     assert 0.88 < inside.mean() <= 0.995
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_heavy_tails_recover_the_truth():
     truth = stochastic_volatility.HEAVY_TRUTH
     r, h = stochastic_volatility.simulate(5, 1500, missing=0.05, truth=truth)
@@ -114,7 +115,7 @@ def test_heavy_tails_recover_the_truth():
     assert_covered(found.posterior["h"], h)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_heston_recovers_the_diffusion_it_was_drawn_from():
     r, v = heston_returns.simulate(6, 2000)
     model = ep.bind(heston_returns.heston, r, prior=False)
@@ -123,7 +124,7 @@ def test_heston_recovers_the_diffusion_it_was_drawn_from():
     assert_covered(found.posterior["x"], np.sqrt(v))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_heston_by_particles_is_near_laplace():
     r, _ = heston_returns.simulate(6, 500)
     model = ep.bind(heston_returns.heston, r)
@@ -181,6 +182,7 @@ def test_heston_has_the_moments_of_the_square_root_diffusion():
     np.testing.assert_allclose(square.var(), exact.var(), rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_grid_for_heston_integrates_its_program():
     p = heston_returns.TRUTH
     x = np.linspace(-2.61, 4.4, 281)  # zero itself has no density
@@ -217,7 +219,7 @@ def test_heston_draws_take_steps_of_the_diffusion():
 # -- the same program elsewhere -----------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("program", "args"),
     [
@@ -296,7 +298,7 @@ MAINS = {
 RETURNS = ("stochastic_volatility", "heston_returns")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore::emprob.ConvergenceWarning")  # forty draws are not a posterior
 @pytest.mark.filterwarnings("ignore::emprob.DegeneracyWarning")  # nor is a filter of 32 particles
 @pytest.mark.parametrize("name", MAINS)

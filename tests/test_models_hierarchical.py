@@ -45,7 +45,7 @@ def run(program, *args, **kwargs):
 # -- what was put in comes out ------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_random_slopes_recover_the_truth_and_the_effects():
     y, x, group, b = random_effects.simulate(5, 100)
     found = run(random_effects.random_slopes, y, x, group, 100)
@@ -59,7 +59,7 @@ def test_random_slopes_recover_the_truth_and_the_effects():
     assert ((effects.mean - b) ** 2).sum() < ((alone - b) ** 2).sum()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_missing_reaction_is_left_out():
     y, x, group, _ = random_effects.simulate(2, 12)
     gone = np.zeros(len(y), bool)
@@ -75,6 +75,7 @@ def test_a_missing_reaction_is_left_out():
     np.testing.assert_allclose(fits[0].params["sd"], fits[1].params["sd"], rtol=1e-4)
 
 
+@pytest.mark.exhaustive
 def test_student_regression_recovers_the_truth():
     y, x, w = student_t.simulate(5, 800)
     found = run(student_t.student_regression, y, x)
@@ -82,7 +83,7 @@ def test_student_regression_recovers_the_truth():
     assert np.corrcoef(np.log(found.posterior["w"].mean), np.log(w))[0, 1] > 0.4
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_multivariate_student_has_scipys_density():
     from scipy import stats
 
@@ -96,6 +97,7 @@ def test_multivariate_student_has_scipys_density():
     assert_recovered(found, {"Sigma": shape, "df": np.array(5.0)})
 
 
+@pytest.mark.exhaustive
 def test_many_schools_recover_the_truth():
     y, s, theta = eight_schools.simulate(3, 300)
     found = run(eight_schools.schools, y, s)
@@ -110,7 +112,7 @@ def test_many_schools_recover_the_truth():
     assert ((school.mean - theta) ** 2).sum() < ((y - theta) ** 2).sum()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_logistic_groups_recover_the_truth():
     y, size, x, group, b = logistic_random_effects.simulate(3)
     found = run(logistic_random_effects.random_intercept, y, size, x, group, len(b))
@@ -120,7 +122,7 @@ def test_logistic_groups_recover_the_truth():
     assert 0.9 < (np.abs(gap) < 1.96).mean() < 0.99
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("missing", [0.0, 0.2])
 def test_two_parameters_recover_the_truth(missing):
     answers, theta = item_response.simulate(2, 1500, missing)
@@ -130,7 +132,7 @@ def test_two_parameters_recover_the_truth(missing):
     assert np.corrcoef(ability, theta)[0, 1] > 0.7
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("missing", [0.0, 0.15])
 def test_factors_recover_the_truth_up_to_rotation(missing):
     x, _ = factor_analysis.simulate(7, 800, missing)
@@ -142,7 +144,7 @@ def test_factors_recover_the_truth_up_to_rotation(missing):
     np.testing.assert_allclose(W @ W.T, common, atol=0.25)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_means_with_holes_recover_the_truth_where_complete_rows_do_not():
     y, full = missing_data_normal.simulate(6, 800, 0.4)
     found = run(missing_data_normal.saturated, y)
@@ -170,7 +172,7 @@ def positions_at_the_truth(votes, truth):
     return weight @ grid / weight.sum(1)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_positions_of_delegates_are_found_nearly_as_well_as_if_proposals_were_known():
     votes, truth = ideal_points.simulate(1, 150, 15)
     found = run(ideal_points.with_abstentions, votes)
@@ -217,7 +219,7 @@ SMALL = {
 }  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", SMALL)
 def test_numpyro_runs_a_program_unchanged(name):
     from numpyro.infer import MCMC, NUTS
@@ -290,7 +292,7 @@ MAINS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore::emprob.ConvergenceWarning")  # forty draws are not a posterior
 @pytest.mark.parametrize("name", MAINS)
 def test_main_fits_compares_draws_and_says_where(name, tmp_path, capsys):

@@ -3,6 +3,7 @@
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+import pytest
 
 import emprob as ep
 
@@ -18,6 +19,7 @@ def eight_schools(effect, error):
         numpyro.sample("y", dist.Normal(mu + tau * theta, error), obs=effect)
 
 
+@pytest.mark.exhaustive
 def test_nuts_runs_on_the_integral():
     model = ep.bind(eight_schools, EFFECT, ERROR)
     assert model.latents == ("theta",)

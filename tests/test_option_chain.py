@@ -99,6 +99,7 @@ def a_summary():
     return {"jsonrpc": "2.0", "result": [*entries, future]}
 
 
+@pytest.mark.slow
 def test_book_summary_of_inverse_options_gives_the_smile_back(tmp_path):
     answer = a_summary()
     path = tmp_path / "book.json"
@@ -254,6 +255,7 @@ CORRUPTIONS = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(CORRUPTIONS, st.sampled_from(["missing", "drop"]), st.integers(0, 5))
 def test_nothing_vanishes_without_a_word(corruptions, bad, doubles):
@@ -447,6 +449,7 @@ def test_quotes_are_a_pytree():
     np.testing.assert_allclose(slope, expected, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_quotes_are_selected_and_padded():
     quotes = option_chain.quotes(option_chain.clean(a_chain())[0])
     delta = np.asarray(quote_arrays.call_delta(quotes))

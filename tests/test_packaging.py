@@ -50,6 +50,7 @@ def test_editors_see_the_gallery_where_it_is_installed():
     assert CONFIG["tool"]["setuptools"]["package-dir"] == {"emprob.models": "models"}
 
 
+@pytest.mark.slow
 def test_version_is_written_once():
     done = run("import emprob; print(emprob.__version__)")
     assert done.stdout.strip() == CONFIG["project"]["version"], done.stderr
@@ -88,6 +89,7 @@ def test_a_second_import_path_of_the_gallery_is_refused():
     assert "ImportError" in done.stderr and "emprob.models" in done.stderr
 
 
+@pytest.mark.slow
 def test_import_touches_no_device_no_flag_and_no_environment():
     code = """
 import os, sys
@@ -109,6 +111,7 @@ assert not heavy, f"imported too early: {heavy}"
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_import_warns_of_nothing():
     done = run("import jax, numpyro, warnings; warnings.simplefilter('error'); import emprob")
     assert done.returncode == 0, done.stderr

@@ -119,11 +119,12 @@ LAGS = {"a": jnp.array(0.7)}
 # -- the evidence -------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "proposal",
     [
         pytest.param(Bootstrap(), id="bootstrap"),
-        pytest.param(Guided(6.0), id="guided", marks=pytest.mark.slow),
+        pytest.param(Guided(6.0), id="guided", marks=pytest.mark.exhaustive),
     ],
 )
 def test_evidence_is_unbiased_and_its_variance_is_told(proposal, key):
@@ -139,6 +140,7 @@ def test_evidence_is_unbiased_and_its_variance_is_told(proposal, key):
     assert 0.7 < told / seen < 1.4
 
 
+@pytest.mark.slow
 def test_guided_is_exact_for_a_gaussian_chain(key):
     model = ep.bind(walk, series(16, holes=(4,)))
     settings = Settings(num_particles=32, num_paths=4, proposal=Guided())
@@ -161,7 +163,7 @@ def grid_evidence(r, phi):
     return total
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_guided_beats_bootstrap_on_stochastic_volatility(key):
     r = np.random.default_rng(3).normal(size=60) * np.exp(0.5 * np.sin(np.arange(60) / 6.0))
     r[30] = 6.0  # an outlier that the bootstrap does not see coming
@@ -178,6 +180,7 @@ def test_guided_beats_bootstrap_on_stochastic_volatility(key):
     assert spread[Guided()] < spread[Bootstrap()] / 10
 
 
+@pytest.mark.slow
 def test_one_island_has_no_variance(key):
     settings = Settings(num_particles=16, num_paths=1, num_islands=1)
     out = smooth(ep.bind(walk, series(4)), PHI, key, settings)
@@ -200,13 +203,16 @@ def against_exact(atoms, exact, site, slack):
         assert np.abs(lagged - expected).max() < 2 * slack, site
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("program", "params", "reach", "proposal"),
     [
         pytest.param(walk, PHI, 1, Bootstrap(), id="one lag"),
-        pytest.param(walk, PHI, 1, Guided(6.0), id="one lag guided", marks=pytest.mark.slow),
+        pytest.param(walk, PHI, 1, Guided(6.0), id="one lag guided", marks=pytest.mark.exhaustive),
         pytest.param(two_lags, LAGS, 2, Bootstrap(), id="two lags"),
-        pytest.param(two_lags, LAGS, 2, Guided(6.0), id="two lags guided", marks=pytest.mark.slow),
+        pytest.param(
+            two_lags, LAGS, 2, Guided(6.0), id="two lags guided", marks=pytest.mark.exhaustive
+        ),
     ],
 )
 def test_paths_have_the_exact_moments(program, params, reach, proposal, key):
@@ -220,6 +226,7 @@ def test_paths_have_the_exact_moments(program, params, reach, proposal, key):
     assert abs(ratio.mean() - 1.0) < 3.5 * ratio.std() / np.sqrt(40)
 
 
+@pytest.mark.slow
 def test_paths_go_where_evaluate_takes_them(key):
     model = ep.bind(walk, series(7))
     out = smooth(model, PHI, key, Settings(num_particles=64, num_paths=5))
@@ -229,6 +236,7 @@ def test_paths_go_where_evaluate_takes_them(key):
     assert out.ess.shape == out.distinct.shape == out.ancestors.shape == (7,)
 
 
+@pytest.mark.exhaustive
 def test_a_discrete_chain_against_forward_backward(key):
     y = np.array([-1.2, -0.3, 0.8, np.nan, 1.5, 0.1, -0.9])
     model = ep.bind(regimes, y)
@@ -257,6 +265,7 @@ def test_a_discrete_chain_against_forward_backward(key):
     assert abs(np.mean(out.discrete["s0"]) - joint.sum(tuple(range(1, 8)))[1]) < 0.02
 
 
+@pytest.mark.exhaustive
 def test_discrete_and_continuous_states_together(key):
     y = np.array([0.9, 1.4, -0.2, 0.3, 1.8])
     model = ep.bind(switching, y)
@@ -287,6 +296,7 @@ def test_discrete_and_continuous_states_together(key):
 # -- independent filters --------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("program", [walk, panel])
 def test_filters_count_by_their_evidence(program, key):
     """A few particles: filters that count alike are biased; by their evidence they are not."""
@@ -312,6 +322,7 @@ def test_filters_count_by_their_evidence(program, key):
     assert abs(there - want) < 0.25 * abs(alike - want) + 4 * error
 
 
+@pytest.mark.exhaustive
 def test_particles_grow_where_filters_disagree(key):
     y = np.cumsum(np.random.default_rng(3).normal(size=40)) * 0.6
     model, params = ep.bind(walk, y), PHI
@@ -327,6 +338,7 @@ def test_particles_grow_where_filters_disagree(key):
 # -- series in a plate --------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 def test_series_are_filtered_one_by_one(key):
     y = np.stack([series(12, seed=s) for s in range(3)], 1)
     y[3, 1] = np.nan
@@ -341,6 +353,7 @@ def test_series_are_filtered_one_by_one(key):
     assert 0.6 < np.mean(out.log_evidence_variance) / np.var(out.log_evidence) < 1.6
 
 
+@pytest.mark.exhaustive
 def test_series_that_meet_are_one(key):
     def program(y):
         phi = numpyro.sample("phi", dist.Uniform(0.0, 1.0))
@@ -359,7 +372,7 @@ def test_series_that_meet_are_one(key):
     assert float(out.log_evidence) == pytest.approx(float(model.log_partition(PHI)), abs=1e-9)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_guided_series(key):
     y = np.stack([series(12, seed=s) for s in range(3)], 1)
     model = ep.bind(panel, y)
@@ -371,13 +384,16 @@ def test_guided_series(key):
 # -- particle Gibbs -----------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("program", "params", "proposal"),
     [
         pytest.param(walk, PHI, Bootstrap(), id="one lag"),
-        pytest.param(walk, PHI, Guided(6.0), id="one lag guided", marks=pytest.mark.slow),
-        pytest.param(two_lags, LAGS, Bootstrap(), id="two lags", marks=pytest.mark.slow),
-        pytest.param(two_lags, LAGS, Guided(6.0), id="two lags guided", marks=pytest.mark.slow),
+        pytest.param(walk, PHI, Guided(6.0), id="one lag guided", marks=pytest.mark.exhaustive),
+        pytest.param(two_lags, LAGS, Bootstrap(), id="two lags", marks=pytest.mark.exhaustive),
+        pytest.param(
+            two_lags, LAGS, Guided(6.0), id="two lags guided", marks=pytest.mark.exhaustive
+        ),
     ],
 )
 def test_sweeps_leave_the_smoother_invariant(program, params, proposal, key):
@@ -411,6 +427,7 @@ def test_sweep_wants_a_whole_path(key):
 # -- programs of other shapes -------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 def test_a_filter_that_degenerates_says_so(key):
     def program(y):
         q = numpyro.sample("q", dist.HalfNormal(1.0))
@@ -447,7 +464,7 @@ def noises(y):
     scan(step, jnp.array(0.3), y)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_carry_that_never_forgets(key):
     y = series(8)
     model = ep.bind(noises, y)
@@ -467,7 +484,7 @@ def test_a_carry_that_never_forgets(key):
     assert np.abs(np.cov(e.T) - cov).max() < 0.08
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_positive_latents_and_counts(key):
     def program(n):
         phi = numpyro.sample("phi", dist.Uniform(0.0, 1.0))
@@ -493,7 +510,7 @@ def test_positive_latents_and_counts(key):
     assert b.std() < a.std() / 3
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_data_in_the_carry_and_masks(key):
     """An autoregression on the data beside a hidden level, in a ragged panel."""
 
@@ -522,6 +539,7 @@ def test_data_in_the_carry_and_masks(key):
     assert abs(ratio.mean() - 1.0) < 3.5 * ratio.std() / 8
 
 
+@pytest.mark.exhaustive
 def test_observations_outside_the_scan_count(key):
     def program(y, x):
         phi = numpyro.sample("phi", dist.Uniform(0.0, 1.0))
@@ -541,7 +559,7 @@ def test_observations_outside_the_scan_count(key):
     assert float(out.log_evidence) == pytest.approx(float(model.log_partition(PHI)), abs=1e-9)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_parameters_with_a_value_for_each_step(key):
     def program(y):
         phi = numpyro.sample("phi", dist.Uniform(0.0, 1.0))
@@ -561,6 +579,7 @@ def test_parameters_with_a_value_for_each_step(key):
     assert float(out.log_evidence) == pytest.approx(float(model.log_partition(params)), abs=1e-9)
 
 
+@pytest.mark.exhaustive
 def test_automatic_guides_what_it_can(key):
     chain, switch = ep.bind(walk, series(6)), ep.bind(switching, series(6))
     settings = Settings(32, 4, proposal=Automatic())
@@ -632,6 +651,7 @@ def test_settings_are_checked():
         Guided(degrees=-1.0)
 
 
+@pytest.mark.slow
 def test_one_key_one_answer_and_no_retrace(key):
     model = ep.bind(walk, series(6))
     count = []

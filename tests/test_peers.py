@@ -129,6 +129,7 @@ def scikit_learn_path(y, kind, weights, mu, covariance):
     return np.array(path), peer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_gaussian_mixture_follows_scikit_learn(kind):
     rng = np.random.default_rng(1)
@@ -151,6 +152,7 @@ def test_gaussian_mixture_follows_scikit_learn(kind):
     np.testing.assert_allclose(params["pi"], peer.weights_, rtol=1e-7)
 
 
+@pytest.mark.exhaustive
 def test_gaussian_mixture_in_blocks_of_rows_follows_scikit_learn():
     """Long plates are taken block by block, the last one shorter."""
     rng = np.random.default_rng(2)
@@ -246,6 +248,7 @@ LENGTHS = {"one": (300,), "ragged": (80, 120, 37, 1)}
 SETTINGS = {"n_iter": NUM_STEPS, "tol": -np.inf, "init_params": ""}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_gaussian_hmm_follows_hmmlearn(kind, lengths):
@@ -266,6 +269,7 @@ def test_gaussian_hmm_follows_hmmlearn(kind, lengths):
     assert_equal_paths(log_likelihoods(model, {**init, "mu": mu, "scale": scale}), theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
 def test_poisson_hmm_follows_hmmlearn(lengths):
     rng = np.random.default_rng(4)
@@ -279,6 +283,7 @@ def test_poisson_hmm_follows_hmmlearn(lengths):
     assert_equal_paths(log_likelihoods(model, {**init, "rate": rate}), theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
 def test_categorical_hmm_follows_hmmlearn(lengths):
     rng = np.random.default_rng(5)

@@ -217,6 +217,7 @@ def test_limits_of_the_price():
 # -- derivatives ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_derivatives_of_the_inverse_are_implicit():
     forward, strike, time, s = 100.0, 115.0, 0.7, 0.3
     price = float(black(forward, strike, s * np.sqrt(time)))
@@ -266,6 +267,7 @@ def second_derivatives(v):
     return jax.hessian(lambda v: black(v[0], v[1], v[2]))(v)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 @pytest.mark.parametrize("strike", [80.0, 100.0, 120.0])
 def test_no_derivative_is_nan_at_expiry(strike, sign):
@@ -279,6 +281,7 @@ def test_no_derivative_is_nan_at_expiry(strike, sign):
     assert np.isfinite(jax.grad(black_scholes, (0, 2, 3))(100.0, strike, 0.0, 0.2)).all()
 
 
+@pytest.mark.slow
 def test_masked_quotes_leave_the_gradient_alone():
     prices = jnp.array([5.0, -1.0, jnp.nan, 100.0, 0.0])
 
@@ -292,6 +295,7 @@ def test_masked_quotes_leave_the_gradient_alone():
     np.testing.assert_allclose([by_forward, by_time], [one[1], one[2]], rtol=1e-14)
 
 
+@pytest.mark.slow
 def test_transformations_and_shapes():
     strikes = jnp.linspace(80.0, 120.0, 12).reshape(3, 4)
     prices = black(100.0, strikes, 0.2)

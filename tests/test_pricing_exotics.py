@@ -56,6 +56,7 @@ def assert_near(found, expected, bias=0.0):
 # -- schemes -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", [a[0] for a in ANDERSEN.values()] + [HESTON])
 @pytest.mark.parametrize("variance", [1e-4, 0.04, 0.5])
 def test_quadratic_exponential_step_has_the_moments_it_should(law, variance):
@@ -89,12 +90,14 @@ def calls(law, years, key, scheme, num_pairs):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ANDERSEN)
 def test_quadratic_exponential_prices_andersens_cases(case, key):
     law, years, expected = ANDERSEN[case]
     assert_near(calls(law, years, key, pa.QuadraticExponential(), 20_000), expected, bias=0.05)
 
 
+@pytest.mark.slow
 def test_full_truncation_has_a_bias_that_goes_with_the_step(key):
     law, years, expected = ANDERSEN["III"]
     errors = [
@@ -105,6 +108,7 @@ def test_full_truncation_has_a_bias_that_goes_with_the_step(key):
     assert errors[0].max() > 4 * errors[1].max()
 
 
+@pytest.mark.slow
 @every_law
 def test_forward_is_a_martingale_at_every_date(law, key):
     paths = pa.simulate(law, key, dates(2.0, 6), 20_000)
@@ -112,6 +116,7 @@ def test_forward_is_a_martingale_at_every_date(law, key):
         assert_near(ex.estimate(ratio), 1.0)
 
 
+@pytest.mark.slow
 def test_smile_without_volatility_of_variance_is_flat(key):
     paths = pa.simulate(Heston(0.04, 1.0, 0.04, 1e-5, -0.5), key, dates(1.0, 4), 20_000)
     control = jnp.exp(paths.log_ratio[-1])[None]
@@ -119,6 +124,7 @@ def test_smile_without_volatility_of_variance_is_flat(key):
     assert_near(found, black(100.0, 110.0, 0.2, 1.0))
 
 
+@pytest.mark.slow
 def test_pairs_are_mirrored_and_single_paths_are_single(key):
     law, grid = BlackScholes(0.3), dates(1.0, 3)
     pairs = pa.simulate(law, key, grid, 50)
@@ -130,6 +136,7 @@ def test_pairs_are_mirrored_and_single_paths_are_single(key):
     assert single.log_ratio.shape == (4, 50, 1)
 
 
+@pytest.mark.slow
 def test_error_is_that_of_repeated_runs(key):
     def run(key):
         return ex.price(lambda p: ex.asian(p, 100.0, 105.0), HESTON, key, dates(1.0, 4), 500)
@@ -139,6 +146,7 @@ def test_error_is_that_of_repeated_runs(key):
     assert abs(ratio - 1) < FOUR / np.sqrt(2 * 400)
 
 
+@pytest.mark.slow
 def test_laws_go_through_vmap_without_another_trace(key):
     sigma = jnp.array([0.1, 0.3])
     laws = Heston(jnp.array([0.04, 0.09]), 2.0, 0.06, 0.6, -0.7)
@@ -164,6 +172,7 @@ def test_what_is_no_law_is_refused(key):
 # -- derivatives -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_pathwise_greeks_of_heston_are_those_of_quantlib(key):
     ql = pytest.importorskip("QuantLib")
     p = np.array([0.09, 2.0, 0.06, 0.6, -0.7])
@@ -205,6 +214,7 @@ def _quantlib_heston(ql, v0, kappa, theta, sigma, rho, jumps=None):
     return option.NPV()
 
 
+@pytest.mark.slow
 def test_weights_carry_the_derivative_in_the_intensity(key):
     ql = pytest.importorskip("QuantLib")
     base, jumps = (0.09, 2.0, 0.06, 0.6, -0.7), np.array([0.8, -0.1, 0.15])
@@ -226,6 +236,7 @@ def test_weights_carry_the_derivative_in_the_intensity(key):
     assert (np.abs(slopes.mean(0) - expected) < FOUR * error + 1e-3).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", [pa.QuadraticExponential(), pa.FullTruncation(2)])
 def test_no_gradient_is_nan(scheme, key):
     def run(params):
@@ -248,6 +259,7 @@ def test_no_gradient_is_nan(scheme, key):
 # -- Asian -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @every_law
 def test_transform_of_one_step_is_the_characteristic_function(law):
     u = np.array([0.3, 2.0, 15.0])
@@ -258,6 +270,7 @@ def test_transform_of_one_step_is_the_characteristic_function(law):
         np.testing.assert_allclose(one, expected, rtol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_geometric_asian_is_kemnas_and_vorsts(sign):
     grid, sigma = np.array([0.1, 0.4, 1.0]), 0.3
@@ -269,6 +282,7 @@ def test_geometric_asian_is_kemnas_and_vorsts(sign):
     assert found == pytest.approx(expected, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_geometric_asian_under_heston_is_quantlibs():
     ql = pytest.importorskip("QuantLib")
     today = ql.Date(1, 1, 2021)
@@ -288,6 +302,7 @@ def test_geometric_asian_under_heston_is_quantlibs():
         assert found == pytest.approx(option.NPV(), abs=2e-5)
 
 
+@pytest.mark.slow
 @every_law
 def test_geometric_asian_is_that_of_paths(law, key):
     grid = dates(1.0, 6)
@@ -298,6 +313,7 @@ def test_geometric_asian_is_that_of_paths(law, key):
         assert_near(found, ex.geometric_asian_price(law, grid, forwards, strike, sign))
 
 
+@pytest.mark.slow
 def test_arithmetic_asian_of_two_dates_is_an_integral(key):
     """Given the first level, a call on the mean is a call on the second."""
     sigma, grid, strike = 0.4, np.array([0.5, 1.0]), 105.0
@@ -345,6 +361,7 @@ def _quantlib_flat(ql, spot, rate, sigma):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 @pytest.mark.parametrize(("barrier", "direction"), [(125.0, 1.0), (85.0, -1.0)])
 def test_barriers_are_reiners_and_rubinsteins(barrier, direction, sign, key):
@@ -367,6 +384,7 @@ def test_barriers_are_reiners_and_rubinsteins(barrier, direction, sign, key):
         assert_near(found, option.NPV())
 
 
+@pytest.mark.slow
 def test_a_barrier_looked_at_on_dates_is_one_further_away(key):
     """Broadie, Glasserman and Kou (1997): by exp(.5826 sigma sqrt(dt))."""
     sigma, grid = 0.3, dates(1.0, 50)
@@ -380,6 +398,7 @@ def test_a_barrier_looked_at_on_dates_is_one_further_away(key):
     assert ex.estimate(there - always).value > 10 * abs(gap.value)
 
 
+@pytest.mark.slow
 def test_barrier_delta_is_that_of_bumps(key):
     ql = pytest.importorskip("QuantLib")
     grid = dates(1.0, 4)
@@ -400,7 +419,7 @@ def test_barrier_delta_is_that_of_bumps(key):
     assert jax.grad(found)(100.0) == pytest.approx((closed(100.1) - closed(99.9)) / 0.2, rel=0.02)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_barrier_under_heston_is_that_of_finite_differences(key):
     ql = pytest.importorskip("QuantLib")
     today = ql.Date(1, 1, 2021)
@@ -430,6 +449,7 @@ def _quantlib_european(ql, process, today):
     return option.NPV()
 
 
+@pytest.mark.slow
 def test_bridge_ends_before_the_jump(key):
     """Without diffusion a path drifts up and jumps down, at the end of a step."""
     law, grid = Merton(1e-4, 2.0, -0.3, 1e-6), dates(1.0, 2)
@@ -445,6 +465,7 @@ def test_bridge_ends_before_the_jump(key):
     np.testing.assert_allclose(top, np.maximum(peaks.max(0), 100.0), rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_lookbacks_are_those_of_quantlib(sign, key):
     ql = pytest.importorskip("QuantLib")
@@ -479,6 +500,7 @@ def test_cliquet_without_global_bounds_is_a_sum_of_call_spreads(key):
     np.testing.assert_allclose(bounded, np.clip(found, 0.0, 0.12))
 
 
+@pytest.mark.slow
 def test_forward_start_under_heston_is_an_integral(key):
     """One return far in the future, by its transform: what a cliquet is made of."""
     times, slopes = jnp.array([0.0, 1.0, 1.25]), np.array([0.0, 1.0])
@@ -495,6 +517,7 @@ def test_forward_start_under_heston_is_an_integral(key):
     assert_near(ex.estimate(found), expected)
 
 
+@pytest.mark.slow
 @every_law
 def test_variance_swap_strike_is_the_mean_of_realised_variance(law, key):
     grid = dates(1.0, 6)
@@ -547,6 +570,7 @@ def assert_lower_bound(found, exact, loss):
     assert found.value >= exact * (1 - loss) - FOUR * found.error, (found, exact)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", [0, 8, 18])
 def test_some_of_longstaffs_and_schwartzs_table(row, key):
     spot, sigma, years, exact, _, error = TABLE[row]
@@ -555,7 +579,7 @@ def test_some_of_longstaffs_and_schwartzs_table(row, key):
     assert_lower_bound(found, exact, 0.008)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_longstaffs_and_schwartzs_table(key):
     for spot, sigma, years, exact, theirs, error in TABLE:
         found = put(spot, sigma, int(years), key, 50_000)
@@ -563,6 +587,7 @@ def test_longstaffs_and_schwartzs_table(key):
         assert abs(found.value - theirs) < FOUR * np.hypot(found.error, error)
 
 
+@pytest.mark.slow
 def test_greeks_of_an_american_put_are_those_of_finite_differences(key):
     ql = pytest.importorskip("QuantLib")
     slope = jax.grad(lambda s, v: put(s, v, 1, key, 20_000).value, (0, 1))(38.0, 0.3)
@@ -588,7 +613,7 @@ def test_greeks_of_an_american_put_are_those_of_finite_differences(key):
     assert slope[1] == pytest.approx((grid(38, 0.301) - grid(38, 0.299)) / 0.002, rel=0.03)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_american_put_under_heston_is_that_of_finite_differences(key):
     ql = pytest.importorskip("QuantLib")
     today = ql.Date(1, 1, 2021)
@@ -611,6 +636,7 @@ def test_american_put_under_heston_is_that_of_finite_differences(key):
     assert both.value > plain.value - both.error  # the variance is worth knowing
 
 
+@pytest.mark.slow
 def test_american_call_without_dividends_is_european(key):
     grid = dates(1.0, 10)
     found = am.american(BlackScholes(0.3), key, grid, growing(100.0, 0.05, grid),
@@ -624,6 +650,7 @@ def test_deep_in_the_money_it_is_exercised_now(key):
     assert found.value == 20.0 and found.error == 0.0
 
 
+@pytest.mark.slow
 def test_policy_is_used_on_other_paths_and_pays_what_it_says(key):
     grid = dates(1.0, 5)
     discounts = jnp.exp(-0.06 * grid)

@@ -52,6 +52,7 @@ HESTON = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", HESTON)
 def test_published_heston_prices(row):
     law, forward, discount, time, strikes, expected = row
@@ -60,6 +61,7 @@ def test_published_heston_prices(row):
     assert np.abs(found - expected).max() < 1e-8
 
 
+@pytest.mark.slow
 def test_published_bates_prices():
     strikes = np.array([70.0, 85.0, 100.0, 115.0, 130.0])
     expected = (32.504920470675, 20.629582546095, 11.284080134094, 5.0703832425159, 1.852108336343)
@@ -99,6 +101,7 @@ DIGITS = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", DIGITS)
 def test_thirty_digits(row):
     law, k, time, expected = row
@@ -165,6 +168,7 @@ def random_jumps(num, seed):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_jumps", [False, True])
 def test_random_laws_against_quantlib(with_jumps):
     law, days, k, signs = random_laws(150, 1)
@@ -175,7 +179,7 @@ def test_random_laws_against_quantlib(with_jumps):
     assert error.max() < 1e-8
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("with_jumps", [False, True])
 def test_ten_thousand_random_laws_against_quantlib(with_jumps):
     law, days, k, signs = random_laws(10_000, 3)
@@ -213,6 +217,7 @@ def test_a_volatility_that_is_known_is_black_scholes(time):
     assert np.abs(one_expiry(still, k, time) - expected).max() < 1e-14 + 1e-12 * time
 
 
+@pytest.mark.slow
 def test_vanishing_volatility_of_variance_is_its_limit_and_smooth():
     years, expiry = jnp.array([0.7]), np.zeros(len(K), int)
 
@@ -293,6 +298,7 @@ batess = st.builds(
 times = st.floats(0.02, 10.0)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(law=batess, time=times)
 def test_prices_fall_and_are_convex_in_the_strike_and_within_their_bounds(law, time):
@@ -304,6 +310,7 @@ def test_prices_fall_and_are_convex_in_the_strike_and_within_their_bounds(law, t
     assert (value > np.maximum(1 - strikes, 0) - 1e-8).all() and (value < 1).all()
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(law=batess, time=times, longer=st.floats(1.05, 3.0))
 def test_prices_rise_with_time_and_variance(law, time, longer):
@@ -320,6 +327,7 @@ def test_prices_rise_with_time_and_variance(law, time, longer):
     assert one_expiry(more, k[6:7], time, MANY)[0] > value[6] - 1e-8
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(law=batess, time=times, k=st.floats(-1.0, 1.0))
 def test_puts_and_calls_are_in_parity(law, time, k):
@@ -334,6 +342,7 @@ def test_the_forward_is_a_martingale_and_the_law_has_total_mass_one(law):
     assert np.abs(at).max() < 1e-14
 
 
+@pytest.mark.slow
 @laws
 def test_volatilities_reprice(law):
     k, expiry = np.tile(np.linspace(-0.3, 0.3, 7), 3), np.repeat([0, 1, 2], 7)
@@ -347,7 +356,8 @@ def test_volatilities_reprice(law):
 # -- derivatives, shapes, bad input ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["heston", pytest.param("bates", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["heston", pytest.param("bates", marks=pytest.mark.exhaustive)])
 def test_derivatives_are_those_of_differences(name):
     law = LAWS[name]
     k, expiry, years = np.array([-0.2, 0.0, 0.1]), np.array([0, 1, 1]), jnp.array([0.25, 2.0])
@@ -380,6 +390,7 @@ slopes_of_calls = jax.jit(jax.jacrev(fourier.calls))
 slopes_of_series = jax.jit(jax.jacfwd(fourier.merton_series))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", EDGES)
 def test_nothing_is_nan_at_the_edges(law):
     k, years, expiry = np.array([-0.1, 0.0, 0.1]), jnp.array([0.0, 0.5]), np.array([0, 1, 1])
@@ -391,6 +402,7 @@ def test_nothing_is_nan_at_the_edges(law):
             assert np.isfinite(x).all()
 
 
+@pytest.mark.slow
 def test_at_the_money_the_slope_in_the_strike_has_no_kink():
     slope = jax.grad(
         lambda k: calls(LAWS["heston"], k[None], jnp.array([0.5]), np.zeros(1, int))[0]
@@ -399,6 +411,7 @@ def test_at_the_money_the_slope_in_the_strike_has_no_kink():
     assert abs(left - middle) < 1e-5 and abs(right - middle) < 1e-5
 
 
+@pytest.mark.slow
 def test_mean_reversion_that_vanishes_leaves_a_derivative():
     def value(law):
         return fourier.calls(law, jnp.array([0.1]), jnp.array([1.0]), np.zeros(1, int))[0]
@@ -420,6 +433,7 @@ def test_nan_in_nan_out():
     assert np.isnan(one_expiry(bad, np.zeros(2), 1.0)).all()
 
 
+@pytest.mark.slow
 def test_worthless_options_have_no_volatility_unless_one_is_asked_for():
     k, years, expiry = np.array([-0.1, 0.0]), jnp.array([0.01]), np.zeros(2, int)
     law = Heston(1e-4, 1.0, 1e-4, 0.01, 0.9)
@@ -429,6 +443,7 @@ def test_worthless_options_have_no_volatility_unless_one_is_asked_for():
     assert abs(free[1] / 0.01 - 1) < 1e-3 and not free[0] > 0.02
 
 
+@pytest.mark.slow
 def test_shapes_broadcast_and_laws_batch():
     found = price(LAWS["heston"], 100.0, jnp.array([90.0, 110.0]), jnp.array([[0.5], [1.0], [2.0]]))
     assert found.shape == (3, 2)
@@ -440,6 +455,7 @@ def test_shapes_broadcast_and_laws_batch():
     assert np.abs(both[0] - calls(LAWS["heston"], k, years, expiry)).max() < 1e-14
 
 
+@pytest.mark.slow
 def test_single_precision_has_single_precision_digits():
     law = jax.tree.map(lambda x: jnp.float32(x), LAWS["bates"])
     k, years = jnp.array([-0.2, 0.0, 0.2], jnp.float32), jnp.array([0.5], jnp.float32)

@@ -137,6 +137,7 @@ def test_the_distance_at_the_limits_of_rho():
             assert abs(slope[0] - slope[1]) < 1e-7
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(correlations, st.floats(0.0, 1.0))
 def test_the_smile_is_smooth_at_the_money(rho, beta):
@@ -169,6 +170,7 @@ def test_the_density_of_sabr_is_one():
     np.testing.assert_allclose(flat, normal / (strike * s * np.sqrt(2 * np.pi)), atol=1e-15)
 
 
+@pytest.mark.slow
 def test_arbitrage_of_sabr_is_found():
     """Hagan's formula has a negative density at low strikes of long expiries, not at short ones."""
     good = sabr.arbitrage(100.0, 0.5, 0.2, 1.0, 0.5, -0.3)
@@ -317,6 +319,7 @@ def test_the_heston_like_curvature_has_no_seam():
 # -- Greeks ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_greeks_are_quantlibs():
     today = ql.Date(1, 1, 2026)
     ql.Settings.instance().evaluationDate = today
@@ -336,6 +339,7 @@ def test_greeks_are_quantlibs():
     assert set(found) == {"delta", "gamma", "vega", "theta", "rho", "vanna", "volga", "charm"}
 
 
+@pytest.mark.slow
 def test_greeks_of_many_options_and_mixed_orders():
     strikes = jnp.linspace(80.0, 120.0, 5)
     found = greeks(

@@ -45,6 +45,7 @@ CELLS = np.repeat(np.arange(4), [125, 18, 20, 34])
 LINKAGE = (15 + np.sqrt(15**2 + 4 * 197 * 68)) / (2 * 197)
 
 
+@pytest.mark.exhaustive
 def test_linkage_follows_the_published_iterates():
     model = ep.bind(linkage, CELLS, prior=False)
     exact = ep.EM(mstep=ep.Newton(steps=6))  # to the maximum of Q
@@ -61,6 +62,7 @@ def test_linkage_follows_the_published_iterates():
         assert value == pytest.approx(theta, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_linkage_converges_at_the_published_rate():
     model = ep.bind(linkage, CELLS, prior=False)
     exact = ep.EM(mstep=ep.Newton(steps=6))
@@ -75,7 +77,7 @@ def test_linkage_converges_at_the_published_rate():
 # -- mixtures -----------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("program", "k", "log_likelihood"),
     [
@@ -91,6 +93,7 @@ def test_galaxies(program, k, log_likelihood):
     assert found.log_likelihood == pytest.approx(log_likelihood, abs=1e-4)
 
 
+@pytest.mark.exhaustive
 def test_one_component_is_the_normal_law():
     y = gaussian_mixture.load()
     found = fit(gaussian_mixture.gaussian_mixture, y, 1, num_starts=1)
@@ -100,6 +103,7 @@ def test_one_component_is_the_normal_law():
     assert found.params["weights"] == pytest.approx([1.0])
 
 
+@pytest.mark.exhaustive
 def test_galaxies_with_three_components_has_the_published_means():
     found = fit(gaussian_mixture.gaussian_mixture, gaussian_mixture.load(), 3, num_starts=30)
     order = np.argsort(found.params["mu"])
@@ -112,6 +116,7 @@ def test_galaxies_with_three_components_has_the_published_means():
 # -- latent classes -----------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 def test_goodmans_two_classes():
     """Goodman (1974), Biometrika 61(2), table 4; R's poLCA prints -504.4677 and 2.719922."""
     answers = latent_class.load().to_numpy()
@@ -131,7 +136,7 @@ def test_goodmans_two_classes():
 # -- hidden Markov models of the book of Zucchini, MacDonald and Langrock -------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("program", "k", "log_likelihood", "rates"),
     [
@@ -167,7 +172,7 @@ def hamilton_of_statsmodels():
     return peer.fit(disp=0)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_hamilton_1989(hamilton):
     """-181.26339 in EViews' manual and statsmodels' tests."""
     found = hamilton
@@ -187,7 +192,7 @@ def test_hamilton_1989(hamilton):
     assert found.params["variance"] == pytest.approx(0.591372, abs=5e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_hamilton_standard_errors_are_those_of_statsmodels(hamilton, hamilton_of_statsmodels):
     peer = hamilton_of_statsmodels
     assert hamilton.log_likelihood == pytest.approx(peer.llf, abs=1e-5)
@@ -206,7 +211,7 @@ def test_hamilton_standard_errors_are_those_of_statsmodels(hamilton, hamilton_of
         assert float(value) == pytest.approx(by_name[name][1], rel=1e-3), name
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_hamilton_smoothed_probabilities_are_those_of_statsmodels(
     hamilton, hamilton_of_statsmodels
 ):
@@ -232,7 +237,7 @@ def series_of_statsmodels(name):
     return np.array(done.stdout.split(), float)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_federal_funds_rate():
     """Stata's manual of mswitch, example 1: const 3.71 and 9.56, p11 .9821, sigma 2.1075."""
     found = fit(markov_switching_ar.switching_intercept, series_of_statsmodels("fedfunds"))
@@ -248,7 +253,7 @@ def test_federal_funds_rate():
     )
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_new_york_stock_exchange():
     """Kim, Nelson and Startz (1998), Journal of Empirical Finance 5(2), with two variances."""
     found = fit(markov_switching_ar.switching_variance, series_of_statsmodels("areturns"))
@@ -285,7 +290,7 @@ def flat_vector(size):
     return dist.ImproperUniform(dist.constraints.real_vector, (), (size,))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of statsmodels
 def test_zero_inflated_poisson_is_that_of_statsmodels():
     count = pytest.importorskip("statsmodels.discrete.count_model")
@@ -317,6 +322,7 @@ def _inflated_log_likelihood(y, x, params):
     return jnp.where(y == 0, jnp.logaddexp(never, counted), counted).sum()
 
 
+@pytest.mark.slow
 def test_zero_inflated_poisson_with_constants_is_numpyros_distribution():
     rng = np.random.default_rng(2)
     y = np.where(rng.uniform(size=300) < 0.3, 0, rng.poisson(2.5, 300))

@@ -88,6 +88,7 @@ def level_peer(y, level_variance, noise_variance):
                   (wide + level_variance) * eye)  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gaps", [False, True])
 def test_nile_is_that_of_statsmodels_and_of_the_book(gaps):
     flow = local_level.with_gaps(local_level.load()) if gaps else local_level.load()
@@ -102,6 +103,7 @@ def test_nile_is_that_of_statsmodels_and_of_the_book(gaps):
         np.testing.assert_allclose(x.variance[[29, 69]], [9715.0059, 9715.0055], atol=1e-2)
 
 
+@pytest.mark.exhaustive
 def test_a_vector_autoregression_with_holes_is_that_of_statsmodels():
     truth = linear_gaussian.TRUTH
     y, _ = linear_gaussian.simulate(3, 80)
@@ -122,7 +124,7 @@ def test_a_vector_autoregression_with_holes_is_that_of_statsmodels():
     np.testing.assert_allclose(found, np.swapaxes(lagged[:79], -1, -2), **TIGHT)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_nelson_siegel_with_holes_is_that_of_statsmodels():
     truth = term_structure.TRUTH
     y, _ = term_structure.simulate(3, 60)
@@ -159,7 +161,7 @@ def panel(y):
     scan(step, x0, y)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_plate_of_series_of_different_lengths_is_that_of_statsmodels():
     y = np.cumsum(0.5 * RNG.normal(size=(40, 12)), 0) + RNG.normal(size=(40, 12))
     y = holes(y, 0.2)
@@ -192,6 +194,7 @@ def two_lags(y):
     scan(step, (jnp.zeros(()), jnp.zeros(())), y)
 
 
+@pytest.mark.exhaustive
 def test_two_lags_are_those_of_statsmodels():
     y = holes(RNG.normal(size=60).cumsum(), 0.2, whole=[0, 1, 30, 31, 32])
     log_z, posterior = bound(
@@ -213,6 +216,7 @@ NILE = {  # variances of the level and the noise; the log-likelihood as KFAS pri
 }
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("gaps", NILE)
 def test_nile_is_durbin_and_koopmans(gaps):
     flow = local_level.with_gaps(local_level.load()) if gaps else local_level.load()
@@ -229,7 +233,7 @@ def test_nile_is_durbin_and_koopmans(gaps):
         np.testing.assert_allclose(years, table, atol=0.01)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("gaps", [False, True])
 def test_dynamic_factor_is_that_of_statsmodels(gaps):
     from statsmodels.tsa.api import DynamicFactor
@@ -251,6 +255,7 @@ def test_dynamic_factor_is_that_of_statsmodels(gaps):
 # -- forecasts ------------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 def test_forecast_at_given_parameters_is_that_of_statsmodels():
     flow, steps, n = local_level.load(), 5, 40_000
     found = ep.fit(ep.bind(local_level.local_level, flow, prior=False), progress=False)
@@ -269,7 +274,7 @@ def test_forecast_at_given_parameters_is_that_of_statsmodels():
 # -- stochastic volatility ------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_laplace_is_near_the_exact_likelihood_of_stochastic_volatility():
     """The exact one by a grid on the log-variance, and its maximum by a search."""
     returns, _ = stochastic_volatility.simulate(5, 800)
@@ -292,6 +297,7 @@ def test_laplace_is_near_the_exact_likelihood_of_stochastic_volatility():
     assert abs(np.exp(best.x[2]) - p["sigma"]) < 0.25 * error["sigma"]
 
 
+@pytest.mark.slow
 def test_the_grid_is_exact_where_the_answer_is_known():
     """One return: an integral over one normal log-variance, by quadrature."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(60)

@@ -40,6 +40,7 @@ def yields(table):
     return frame["yield"].to_numpy(), *random_effects.codes(frame["batch"])
 
 
+@pytest.mark.exhaustive
 def test_dyestuff_has_the_closed_form_of_a_balanced_layout():
     """lme4: -163.66353, 1388.3333 and 2451.25."""
     y, group, num_groups = yields(random_effects.DYESTUFF)
@@ -58,6 +59,7 @@ def test_dyestuff_has_the_closed_form_of_a_balanced_layout():
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_dyestuff2_ends_at_the_boundary():
     """lme4: -81.436518, variance 0, residual 13.3460993. Without batches this is one normal law."""
     y, group, num_groups = yields(random_effects.DYESTUFF2)
@@ -75,7 +77,7 @@ def test_dyestuff2_ends_at_the_boundary():
     assert errors["sigma"] == pytest.approx(y.std() / np.sqrt(2 * len(y)), rel=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_sleep_study_with_correlated_slopes():
     """Bates et al. (2015), section 5, by maximum likelihood."""
     found = fit(random_effects.random_slopes, *sleep_study())
@@ -90,7 +92,7 @@ def test_sleep_study_with_correlated_slopes():
     np.testing.assert_allclose(found.standard_errors()["beta"], [6.632, 1.502], atol=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_sleep_study_with_uncorrelated_slopes():
     found = fit(random_effects.uncorrelated_slopes, *sleep_study())
     assert found.converged, found.message
@@ -99,7 +101,7 @@ def test_sleep_study_with_uncorrelated_slopes():
     assert found.params["sigma"] ** 2 == pytest.approx(653.115, rel=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore")  # of statsmodels
 def test_sleep_study_is_that_of_statsmodels():
     mixed = pytest.importorskip("statsmodels.regression.mixed_linear_model")
@@ -151,7 +153,7 @@ def assert_two_effects(found, log_likelihood, variances):
     np.testing.assert_allclose(variance, variances, rtol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_casks_nested_in_batches():
     y = np.array(PASTES.split(), float)
     cask = np.arange(60) // 2
@@ -159,7 +161,7 @@ def test_casks_nested_in_batches():
     assert_two_effects(found, -123.997233, [1.199179, 8.433617, 0.678002])
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_samples_crossed_with_plates():
     y = np.array([plate[i : i + 2] for plate in PENICILLIN.split() for i in range(0, 12, 2)], float)
     number = np.arange(144)
@@ -178,6 +180,7 @@ def test_exact_posterior_of_eight_schools():
         assert found[name] == pytest.approx(value, abs=0.05), name
 
 
+@pytest.mark.slow
 def test_mode_of_eight_schools_is_at_zero():
     frame = eight_schools.load()
     model = ep.bind(eight_schools.schools, frame["effect"].to_numpy(), frame["error"].to_numpy())
@@ -192,7 +195,7 @@ def test_mode_of_eight_schools_is_at_zero():
     assert found.standard_errors()["mu"] == pytest.approx(total**-0.5, rel=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_nuts_with_the_schools_integrated_out_is_exact():
     frame = eight_schools.load()
     y, s = frame["effect"].to_numpy(), frame["error"].to_numpy()
@@ -222,7 +225,7 @@ def herds_by_grid(beta, tau, num_nodes=401):
     return special.logsumexp(groups + stats.norm.logpdf(b, 0, tau) + step, axis=1).sum()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_herds_by_number_of_nodes():
     """lme4: Laplace sd 0.642261; 25 nodes -91.983369 and 0.647518."""
     args = logistic_random_effects.arguments(logistic_random_effects.load())
@@ -245,6 +248,7 @@ def lsat():
     return item_response.load().to_numpy()
 
 
+@pytest.mark.exhaustive
 def test_rasch():
     found = fit(item_response.one_parameter, lsat(), fixed={"slope": 1.0})
     assert found.converged, found.message
@@ -252,6 +256,7 @@ def test_rasch():
     assert found.log_likelihood == pytest.approx(-2473.053847, abs=5e-4)
 
 
+@pytest.mark.exhaustive
 def test_one_parameter():
     found = fit(item_response.one_parameter, lsat())
     assert found.converged, found.message
@@ -261,7 +266,7 @@ def test_one_parameter():
     np.testing.assert_allclose(found.params["difficulty"], difficulty, atol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_parameters():
     exact = ep.Squarem(ep.EM(ep.Laplace(15)))
     found = fit(item_response.two_parameter, lsat(), method=exact)
@@ -284,7 +289,7 @@ def two_parameters_by_quadrature(answers, slope, intercept, num_nodes=81):
     return special.logsumexp(cells + np.log(weights / weights.sum()), axis=1).sum()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_parameters_with_a_fifth_missing_is_a_maximum_by_other_means():
     answers = item_response.with_missing(lsat(), 0.2, np.random.default_rng(0))
     exact = ep.Squarem(ep.EM(ep.Laplace(15)))
@@ -304,7 +309,7 @@ def test_two_parameters_with_a_fifth_missing_is_a_maximum_by_other_means():
 # -- factors --------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("k", "principal", "noise", "factors"),
     [
@@ -327,7 +332,7 @@ def test_wine(k, principal, noise, factors):
     assert found.log_likelihood == pytest.approx(factors, abs=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("k", "chi_square"), [(1, 75.179591), (2, 6.106616)])
 def test_six_tests_of_ability(k, chi_square):
     """R's factanal, on the help page of ability.cov."""
@@ -350,6 +355,7 @@ def test_six_tests_of_ability(k, chi_square):
 # -- normal data with holes -----------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 def test_murrays_twelve_rows_have_two_maxima():
     """Murray (1977): variances 8/3 and correlation 1/2 or -1/2."""
     found = fit(missing_data_normal.saturated, missing_data_normal.MURRAY)
@@ -359,6 +365,7 @@ def test_murrays_twelve_rows_have_two_maxima():
     assert abs(Sigma[0, 1]) == pytest.approx(4 / 3, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_murrays_saddle_is_called_one():
     """Independence is a fixed point of EM: variances 5/2."""
     start = {"mu": np.zeros(2), "loading": np.array([1.0, 0.0]), "sd": np.array(0.8)}
@@ -374,7 +381,7 @@ def covariance_of(found, site, width):
     return np.array([[rows[f"{site}[{i},{j}]"] for j in range(width)] for i in range(width)])
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_holes_by_factors_and_by_patterns_are_the_same_law():
     y, _ = missing_data_normal.simulate(4, 200)
     one = fit(missing_data_normal.saturated, y)
@@ -397,7 +404,7 @@ def test_holes_by_factors_and_by_patterns_are_the_same_law():
     np.testing.assert_allclose(errors[1]["Sigma"], errors[0]["Sigma"], rtol=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_cells_as_latents_are_the_same_law_and_their_posterior_fills_the_holes():
     y, _ = missing_data_normal.simulate(4, 50)
     row, column = np.nonzero(np.isnan(y))
@@ -425,6 +432,7 @@ def flat(split):
 # -- Student-t ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("df", "coefficients", "scale2", "log_likelihood"),
     [
@@ -451,6 +459,7 @@ def test_stack_loss(df, coefficients, scale2, log_likelihood):
     np.testing.assert_allclose(found.posterior["w"].mean, (df + 1) / (df + r**2), rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_heavy_tailed_returns_have_scipys_law():
     returns = student_t.load_returns().to_numpy()
     found = fit(student_t.student_regression, returns, np.ones((len(returns), 1)))

@@ -129,6 +129,7 @@ def switching():
 # -- tables -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_summary_has_every_entry_and_stays_inside_the_support(fitted):
     table = fitted.summary()
     labels = ["weights[0]", "weights[1]", "loc[0]", "loc[1]", "scale", "gap"]
@@ -153,6 +154,7 @@ def test_intervals_are_wald_on_the_scale_of_the_support(fitted):
         fitted.summary(95)
 
 
+@pytest.mark.slow
 def test_summary_notes_boundary_and_ridge():
     def program(x, k):
         p = numpyro.sample("p", dist.Dirichlet(jnp.ones(3)))
@@ -188,6 +190,7 @@ def test_criteria(fitted):
     assert fitted.entropy == pytest.approx(-np.sum(probs * np.log(probs)), rel=1e-8)
 
 
+@pytest.mark.slow
 def test_a_deterministic_site_with_an_entry_per_state_is_in_the_tables():
     def program(y):
         with numpyro.plate("states", 2):
@@ -246,6 +249,7 @@ def test_sample_has_the_moments_of_the_approximation(fitted, key):
     np.testing.assert_allclose(draws["z"].mean(0), fitted.posterior["z"].mean, atol=0.06)
 
 
+@pytest.mark.slow
 def test_the_same_key_gives_the_same_numbers(fitted):
     for draw in (lambda k: fitted.sample(k, 5), lambda k: fitted.predict(k, 5)):
         first, again, other = draw(7), draw(jax.random.key(7)), draw(8)
@@ -254,6 +258,7 @@ def test_the_same_key_gives_the_same_numbers(fitted):
         assert any((first[n] != other[n]).any() for n in first)
 
 
+@pytest.mark.slow
 def test_sample_of_a_chain_follows_its_posterior(switching, key):
     fit = switching
     draws = fit.sample(key, 200)
@@ -265,6 +270,7 @@ def test_sample_of_a_chain_follows_its_posterior(switching, key):
     assert 0.8 < stay < 0.95  # the draws keep the chain's memory
 
 
+@pytest.mark.slow
 def test_predict_hides_the_data(counts, key):
     fit, x = counts
     out = fit.predict(key, 3000, draws=fit.params)
@@ -284,6 +290,7 @@ def test_predict_at_new_covariates(counts, key):
     np.testing.assert_allclose(out.mean(0), rate, rtol=0.1)
 
 
+@pytest.mark.slow
 def test_predict_feeds_its_own_draws_forward(key):
     y = np.zeros(200)
     fit = made(ep.bind(autoregression, y), {"phi": 0.9})
@@ -300,6 +307,7 @@ def test_predict_checks_its_draws(counts, key):
         fit.predict(key, 5, draws={"b": np.zeros((2, 3))})
 
 
+@pytest.mark.slow
 def test_boundary_entries_keep_their_estimate(key):
     def die(x):
         p = numpyro.sample("p", dist.Dirichlet(jnp.ones(3)))
@@ -412,6 +420,7 @@ def test_arviz_tree_with_latents(fitted, key):
     assert totals[0] == pytest.approx(float(fitted.model.log_partition(first)), rel=1e-10)
 
 
+@pytest.mark.slow
 def test_arviz_tree_of_a_chain_has_no_pointwise_group(switching):
     tree = switching.to_arviz(n=8)
     assert "log_likelihood" not in tree.children

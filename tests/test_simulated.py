@@ -110,6 +110,7 @@ def drawn(kernel, model, params, num, key=0):
 KERNELS = {"NUTS": ep.NUTS(), "Importance": ep.Importance()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
 def test_draws_have_the_moments_of_the_posterior(kernel, random_effects):
     exact = marginals(random_effects, PARAMS)["b"]
@@ -120,7 +121,7 @@ def test_draws_have_the_moments_of_the_posterior(kernel, random_effects):
         assert (error < 0.1).all()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_kernels_on_a_chain_agree(chain):
     """NUTS, importance sampling and particle Gibbs of a stochastic volatility, moment by moment."""
     kernels = [ep.NUTS(), ep.Importance(), ep.ParticleGibbs(), ep.ParticleGibbs(ep.Bootstrap(), 64)]
@@ -133,6 +134,7 @@ def test_kernels_on_a_chain_agree(chain):
         assert gap.max() < 5.0 and gap.mean() < 1.3
 
 
+@pytest.mark.slow
 def test_whitening_is_the_inverse_of_colouring(chain):
     p = problem(chain, VOL, 0)
     g = near(p)
@@ -140,6 +142,7 @@ def test_whitening_is_the_inverse_of_colouring(chain):
     np.testing.assert_allclose(whitened(g, coloured(g, noise)), noise, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_importance_sampling_is_exact_for_gaussians(random_effects):
     _, value = drawn(ep.Importance(), random_effects, PARAMS, 64)
     assert float(value) == pytest.approx(float(random_effects.log_partition(PARAMS)), abs=1e-9)
@@ -148,6 +151,7 @@ def test_importance_sampling_is_exact_for_gaussians(random_effects):
 # -- weights --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", [intercepts, outliers])
 def test_the_score_of_weights_is_the_mean_score_of_the_draws(program):
     """Fisher's identity at draws, discrete latents summed out at each, signed shares and all."""
@@ -171,6 +175,7 @@ def test_the_score_of_weights_is_the_mean_score_of_the_draws(program):
 # -- statistics -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_statistics_are_found_and_stand_for_the_draws(random_effects):
     """1, sum b^2, sum (y - b), sum (y - b)^2 are all that the random-intercept model asks for."""
     model, key = random_effects, jax.random.PRNGKey(0)
@@ -208,6 +213,7 @@ def exact_fit():
     return ep.fit(ep.bind(intercepts, Y, GROUP), ep.EM(), tol=1e-9, progress=False)
 
 
+@pytest.mark.slow
 def test_louis_information_is_the_observed_information(random_effects, exact_fit):
     """From independent exact draws, within the errors that it states."""
     params = {k: jnp.asarray(v) for k, v in exact_fit.params.items()}
@@ -224,6 +230,7 @@ def test_louis_information_is_the_observed_information(random_effects, exact_fit
     assert 0.0 < settle.noise_of(report) < 0.3
 
 
+@pytest.mark.slow
 def test_the_simulated_likelihood_has_exact_derivatives(random_effects, exact_fit):
     """Of a Gaussian: those of log Z, without noise."""
     report, value = pathwise(random_effects, exact_fit.params, jax.random.PRNGKey(0), 2)
@@ -250,10 +257,12 @@ def small():
 ESTEPS = small()
 QUICK = {"Importance", "SAEM"}
 CASES = [
-    pytest.param(e, id=n, marks=() if n in QUICK else pytest.mark.slow) for n, e in ESTEPS.items()
+    pytest.param(e, id=n, marks=() if n in QUICK else pytest.mark.exhaustive)
+    for n, e in ESTEPS.items()
 ]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("estep", CASES)
 def test_a_fit_lands_within_its_own_monte_carlo_error(estep, exact_fit):
     assert isinstance(estep, SimulatedEStep)
@@ -270,7 +279,7 @@ def test_a_fit_lands_within_its_own_monte_carlo_error(estep, exact_fit):
         assert taken[: len(taken) // 2].all()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ["NUTS", "Importance", "SAEM"])
 def test_stated_monte_carlo_errors_cover_the_optimum(name, exact_fit, monkeypatch):
     """Twenty keys: the estimates spread as they say, within two of their own errors."""
@@ -300,7 +309,7 @@ def level(y):
     scan(step, numpyro.sample("x0", dist.Normal(0.0, 3.0)), y)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_stated_errors_of_few_particles_cover_the_optimum(monkeypatch):
     """Bootstrap filters whose log-evidence has a standard deviation of one, twenty keys."""
     rng = np.random.default_rng(5)
@@ -316,6 +325,7 @@ def test_stated_errors_of_few_particles_cover_the_optimum(monkeypatch):
     assert (np.array([f["mc_error"] / want["se"] for f in found]) < 0.2).all()
 
 
+@pytest.mark.slow
 def test_nothing_is_traced_twice():
     calls = []
 
@@ -331,6 +341,7 @@ def test_nothing_is_traced_twice():
     assert len(calls) == before
 
 
+@pytest.mark.slow
 def test_a_fit_is_the_same_for_the_same_key_and_survives_a_file(tmp_path):
     model = ep.bind(intercepts, Y, GROUP)
     method = ep.EM(ep.MonteCarlo(ep.Importance(), **SMALL))
@@ -361,6 +372,7 @@ def test_what_a_run_found_is_not_lost_when_its_end_fails(monkeypatch):
         assert fit.status is status and np.isfinite(fit.params["mu"])
 
 
+@pytest.mark.slow
 def test_steps_are_in_the_users_hands():
     model = ep.bind(intercepts, Y, GROUP)
     method = ep.EM(ep.MonteCarlo(ep.Importance(), **SMALL))
@@ -371,7 +383,7 @@ def test_steps_are_in_the_users_hands():
 # -- where nothing is exact -----------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_discrete_latents_deeper_than_the_continuous_ones():
     """The likelihood by one-dimensional quadrature, group by group, maximised by scipy."""
 
@@ -405,7 +417,7 @@ def test_discrete_latents_deeper_than_the_continuous_ones():
     assert fit.posterior["b"].mean.shape == (6,)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_stochastic_volatility_by_five_e_steps():
     """All land where the simulated likelihood has its maximum, within their errors."""
     model = ep.bind(volatility, series(2, 120))
@@ -436,6 +448,7 @@ def test_a_fixed_key_needs_an_objective():
         ep.FixedKey(ep.Laplace())
 
 
+@pytest.mark.slow
 def test_common_random_numbers_can_be_accelerated(exact_fit):
     """Importance sampling is exact for Gaussians, but for the draws that the M-step sees."""
     estep = ep.FixedKey(ep.MonteCarlo(ep.Importance(), num_draws=2048, max_draws=2048))
@@ -447,6 +460,7 @@ def test_common_random_numbers_can_be_accelerated(exact_fit):
     assert one.objective == pytest.approx(exact_fit.objective, abs=0.01)
 
 
+@pytest.mark.exhaustive
 def test_a_fit_with_a_fixed_key_is_of_its_own_objective():
     """Not of Laplace's approximation, which the model would be integrated by without it."""
     estep = ep.FixedKey(ep.MonteCarlo(ep.Importance(), num_draws=256, max_draws=256))
@@ -491,6 +505,7 @@ def test_settings_are_checked():
     assert ep.Variational(optimizer=optax.sgd(0.1)).num_batches == 16
 
 
+@pytest.mark.slow
 def test_a_guide_without_the_latents_is_named():
     def guide(y, g):
         numpyro.sample("c", dist.Normal(0.0, 1.0))

@@ -83,6 +83,7 @@ trees = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(tree=trees)
 def test_round_trip_of_any_tree(tmp_path_factory, tree):
@@ -244,6 +245,7 @@ def test_a_folder_that_cannot_be_written_to():
         store.write("/proc/x.npz", ARRAYS, META)  # read-only for root as well
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_previous_file_and_no_temporary(tmp_path):
     path = tmp_path / "fit.npz"
     store.write(path, {"a": np.arange(3)}, {"n": 1})
@@ -298,6 +300,7 @@ def test_only_strays_of_dead_writers_of_this_file_are_removed(tmp_path):
     assert set(tmp_path.iterdir()) == {tmp_path / "fit.npz", *kept}
 
 
+@pytest.mark.slow
 def test_kill_while_writing_leaves_a_whole_file(tmp_path):
     path = tmp_path / "fit.npz"
     done = in_process(
@@ -352,6 +355,7 @@ def test_a_second_writer_is_refused_and_the_lock_goes_with_the_first(tmp_path):
         pass
 
 
+@pytest.mark.slow
 def test_the_lock_of_a_killed_process_is_taken_over(tmp_path):
     path = tmp_path / "fit.npz"
     code = (
@@ -370,6 +374,7 @@ def test_the_lock_of_a_killed_process_is_taken_over(tmp_path):
     assert not os.listdir(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_lock_is_exclusive_among_many(tmp_path):
     code = """
         import os, sys, time

@@ -54,12 +54,14 @@ def sabr_fit(sabr_quotes):
     return ep.fit(ep.bind(smile_sabr.smile_sabr, sabr_quotes[0]), progress=False)
 
 
+@pytest.mark.exhaustive
 def test_bad_quotes_are_found(sabr_fit, sabr_quotes):
     called = np.flatnonzero(_surface.bad_probability(sabr_fit) > 0.5)
     assert sabr_fit.converged
     assert list(called) == list(sabr_quotes[2])
 
 
+@pytest.mark.exhaustive
 def test_bad_quotes_do_not_move_the_fit(sabr_fit, sabr_quotes):
     quotes, true, wrong = sabr_quotes
     fitted = smile_sabr.MODEL.volatility(sabr_fit.params, quotes)
@@ -71,6 +73,7 @@ def test_bad_quotes_do_not_move_the_fit(sabr_fit, sabr_quotes):
     assert robust < np.sqrt(np.mean((np.asarray(off) - true) ** 2)) / 4
 
 
+@pytest.mark.slow
 def test_standard_errors_cover_the_truth(sabr_fit, sabr_quotes):
     """Curves in units of the level, which is a median of the mids: compare the volatilities."""
     quotes, true, _ = sabr_quotes
@@ -82,12 +85,14 @@ def test_standard_errors_cover_the_truth(sabr_fit, sabr_quotes):
         assert (np.abs(z) < 3.5).all(), (name, z)
 
 
+@pytest.mark.slow
 def test_a_fit_can_be_looked_at_on_a_grid(sabr_fit, sabr_quotes):
     quotes = sabr_quotes[0]
     law = smile_sabr.surface(sabr_fit.params, quotes)
     assert arbitrage.check(law, quotes.times, 0.6, points=101)["free"].all()
 
 
+@pytest.mark.slow
 def test_responsibilities_are_those_of_the_fit(sabr_fit, sabr_quotes):
     quotes = sabr_quotes[0]
     p = sabr_fit.params
@@ -109,6 +114,7 @@ def test_a_missing_maturity_borrows_from_its_neighbours(sabr_quotes):
     assert se["alpha[1]"] > 3 * se["alpha[0]"]
 
 
+@pytest.mark.slow
 def test_mixture_noise_is_the_indicator_summed_out(sabr_quotes):
     quotes = sabr_quotes[0]
     both = [
@@ -134,6 +140,7 @@ def test_binding_the_next_quotes_compiles_nothing(sabr_quotes):
     assert not compiled
 
 
+@pytest.mark.exhaustive
 def test_separate_slices_are_as_good_as_one_by_one():
     """Slices share only the noise, so that a wild one does not spoil another."""
     quotes = places()
@@ -210,6 +217,7 @@ def test_a_mixture_is_a_martingale_and_a_density():
     np.testing.assert_allclose(table["skewness"], skew, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_density_is_the_second_derivative_of_the_prices():
     """Breeden & Litzenberger (1978): the density of the price is d2 C / dK2."""
     from emprob.models.pricing import black
@@ -236,6 +244,7 @@ def test_real_tables_are_loaded_whole():
 # -- all programs -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_draw_from_the_prior_is_a_surface(name, key):
     model = importlib.import_module(f"emprob.models.{name}").MODEL
@@ -252,7 +261,7 @@ def test_a_draw_from_the_prior_is_a_surface(name, key):
         assert (volatility[inside] > 0).all()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", NAMES)
 def test_main_runs(name, tmp_path, capsys):
     module = importlib.import_module(f"emprob.models.{name}")
@@ -264,7 +273,7 @@ def test_main_runs(name, tmp_path, capsys):
     assert (tmp_path / f"{name}.png").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_heston_finds_its_own_parameters():
     """Mids of a Heston law with noise and bad quotes: the truth within the errors."""
     from emprob.models import surface_heston

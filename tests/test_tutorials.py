@@ -169,7 +169,7 @@ def test_the_table_of_tutorials_is_complete():
     assert re.findall(r"\]\((\d\w+)\.ipynb\)", text) == [p.stem for p in SCRIPTS]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @every_tutorial
 def test_notebook_runs_in_a_fresh_kernel(script):
     notebook = stored(script)

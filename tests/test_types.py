@@ -103,6 +103,7 @@ CHAINS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
 @pytest.mark.parametrize("case", CHAINS)
 def test_chain_factor(case, masked):
@@ -118,6 +119,7 @@ def chain_weights(
     return jax.grad(lambda t, e: jax.nn.logsumexp(chain_factor(t, e)), argnums=(0, 1))(trans, emit)
 
 
+@pytest.mark.slow
 def test_gradient_of_chain_factor_is_a_weight_for_each_cell():
     pairs, singles = chain_weights(normal(K, K), normal(T, K))
     np.testing.assert_allclose(singles.sum(1), np.ones(T), rtol=1e-12)
@@ -235,6 +237,7 @@ def test_family_of_numbers(name):
     np.testing.assert_allclose(density, d.log_prob(x), rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_family_of_vectors():
     d, x = dist.MultivariateNormal(normal(K, D), covariances()), normal(N, 1, D)
     statistics, eta, log_normalizer = vector_family(d, x)
@@ -307,6 +310,7 @@ def weights_of_rows(probs: Float[np.ndarray, "{rows} {states}"], rows: int, stat
     """One row of probabilities for each element of a plate or step of a chain."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("program", "rows"), [(mixture, N), (regimes, T)])
 def test_posterior_weights_have_the_shapes_of_the_naturals(program, rows):
     model = ep.bind(program, np.asarray(normal(rows)))

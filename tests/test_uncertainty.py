@@ -154,6 +154,7 @@ def test_multinomial_covariance_in_every_chart():
     np.testing.assert_allclose(u, want, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_logistic_regression_agrees_with_statsmodels():
     sm = pytest.importorskip("statsmodels.api")
 
@@ -196,6 +197,7 @@ def differences_of_the_score(model, params):
     return np.array(out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["two_normals", "switching"])
 def test_information_is_the_slope_of_the_score(name, request):
     model, params = request.getfixturevalue(name)
@@ -214,6 +216,7 @@ def test_blocks_of_columns_give_the_same_matrix(two_normals, monkeypatch):
     np.testing.assert_allclose(uncertainty.report(model, params).information, whole, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_mixture_errors_agree_with_a_hessian_written_by_hand(two_normals):
     model, params = two_normals
     x = np.asarray(model.data.leaves[0])
@@ -309,6 +312,7 @@ def test_a_parameter_that_does_nothing():
     assert np.isnan(se["unused"]) and se["a"] == pytest.approx(1 / np.sqrt(30))
 
 
+@pytest.mark.slow
 def test_separated_classes_have_no_finite_estimate():
     def logistic(x, y):
         a, b = flat("a"), flat("b")
@@ -390,6 +394,7 @@ def test_an_empty_class_is_held_wherever_it_stands(order):
     np.testing.assert_allclose(np.delete(se, zero), np.sqrt(0.7 * 0.3 / 100), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_start_law_of_a_markov_chain_ends_in_a_corner(switching):
     model, params = switching
     assert params["start"].min() < 1e-8
@@ -436,6 +441,7 @@ def test_unknown_method_names_the_allowed_ones():
         uncertainty.standard_errors(model, {"mu": x.mean(), "sd": x.std()}, "bootstrap")
 
 
+@pytest.mark.slow
 def test_scores_of_a_chain_are_refused_in_words(switching):
     model, params = switching
     with pytest.raises(ValueError, match="no independent observations"):
@@ -487,6 +493,7 @@ def test_bounds_of_matrices_and_simplexes():
     np.testing.assert_array_equal(simplex.high, np.ones(3))
 
 
+@pytest.mark.slow
 def test_bounds_are_read_in_the_width_of_the_fit():
     def program(x):
         a = numpyro.sample("a", dist.Uniform(-1.0, 1.0))

@@ -50,7 +50,7 @@ def main() -> None:
     p.add_argument("--draws", type=int, default=500, help="of NUTS; 0: none")
     args = p.parse_args()
     jax.config.update("jax_enable_x64", True)
-    rng = np.random.default_rng(0)
+    rng, truth = np.random.default_rng(0), np.array(list(TRUTH.values()))
     inside, estimates, errors, spent, hits = [], [], [], [], np.zeros(3, int)
     statuses: dict[str, int] = {}
     for _ in range(args.sets):
@@ -59,7 +59,6 @@ def main() -> None:
         found = ep.fit(ep.bind(surface_heston.surface_heston, made), progress=False)
         table = found.summary().loc[list(TRUTH)]
         spent.append(time.perf_counter() - began)
-        truth = np.array(list(TRUTH.values()))
         inside.append((table["lower"] <= truth) & (truth <= table["upper"]))
         estimates.append(table["estimate"])
         errors.append(table["se"])
@@ -68,9 +67,9 @@ def main() -> None:
         statuses[found.status.word] = statuses.get(found.status.word, 0) + 1
     spread = np.std(estimates, axis=0)
     print(pd.DataFrame({
-        "truth": TRUTH, "mean": np.mean(estimates, axis=0), "sd": spread,
+        "truth": truth, "mean": np.mean(estimates, axis=0), "sd": spread,
         "mean se / sd": np.mean(errors, axis=0) / spread, "coverage": np.mean(inside, axis=0),
-    }).round(4).to_string())  # fmt: skip
+    }, index=list(TRUTH)).round(4).to_string())  # fmt: skip
     print(f"{args.sets} sets, {statuses}, median {1000 * np.median(spent):.0f} ms with binding")
     print(f"bad quotes: precision {hits[0] / hits[1]:.3f}, recall {hits[0] / hits[2]:.3f}")
     if args.draws:

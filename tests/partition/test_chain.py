@@ -88,6 +88,7 @@ def by_sequence(log_trans, log_emit, active):
     ]
 
 
+@pytest.mark.slow
 @everything
 @pytest.mark.parametrize("zeros", [0.0, -np.inf, CLIPPED])
 def test_value_is_the_sum_over_all_paths(trans_shape, emit_shape, masked, zeros):
@@ -101,6 +102,7 @@ def test_value_is_the_sum_over_all_paths(trans_shape, emit_shape, masked, zeros)
         np.testing.assert_allclose(row, enumerate_paths(*sequence), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 @everything
 def test_gradient_and_hessian_are_those_of_the_log_space_recursion(trans_shape, emit_shape, masked):
     log_trans, log_emit, active = tables(2, trans_shape, emit_shape, masked)
@@ -121,6 +123,7 @@ def test_gradient_and_hessian_are_those_of_the_log_space_recursion(trans_shape, 
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-11), got, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zero", [-np.inf, CLIPPED])
 def test_gradients_at_structural_zeros_are_zero_and_finite(zero):
     log_trans, log_emit, _ = tables(4, (3, 3), (6, 3))
@@ -157,6 +160,7 @@ def forced(gap):
     return log_trans, log_emit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gap", [10.0, 300.0, 480.0, 900.0, 5000.0])
 @pytest.mark.parametrize("start", [0, 1])
 def test_underflow_is_noticed_and_the_gradient_stays_right(gap, start):
@@ -182,6 +186,7 @@ def test_underflow_is_noticed_and_the_gradient_stays_right(gap, start):
     )
 
 
+@pytest.mark.slow
 def test_a_long_left_right_chain_agrees_with_log_space():
     rng = np.random.default_rng(6)
     log_trans = jnp.log(jnp.array([[0.9, 0.1, 0.0], [0.0, 0.9, 0.1], [0.0, 0.0, 1.0]]))
@@ -197,6 +202,7 @@ def test_a_long_left_right_chain_agrees_with_log_space():
     )
 
 
+@pytest.mark.slow
 def test_one_underflowing_sequence_leaves_the_others_alone():
     log_trans, hard = forced(900.0)
     easy = jnp.array(np.random.default_rng(7).normal(size=hard.shape))
@@ -243,6 +249,7 @@ def test_not_a_number_is_not_swallowed():
     assert np.isnan(chain_factor(log_trans, log_emit.at[2, 1].set(jnp.nan))).any()
 
 
+@pytest.mark.slow
 def test_single_precision_notices_its_own_underflow():
     log_trans, log_emit = forced(60.0)
     single = (log_trans.astype(jnp.float32), log_emit.astype(jnp.float32))
@@ -260,6 +267,7 @@ def test_no_steps_give_zeros():
     assert chain_factor(jnp.zeros((2, 2)), jnp.zeros((0, 2, 5))).shape == (2, 5)
 
 
+@pytest.mark.slow
 def test_finished_sequences_count_for_nothing():
     log_trans, log_emit, _ = tables(10, (3, 3), (7, 3))
     log_trans = jax.nn.log_softmax(log_trans, 1)
@@ -285,6 +293,7 @@ def hmmlearn_model(rng, num_states):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_states", [3, 6])
 def test_hmmlearn_score_and_posteriors_with_lengths(num_states):
     rng = np.random.default_rng(11)
@@ -308,6 +317,7 @@ def test_hmmlearn_score_and_posteriors_with_lengths(num_states):
         np.testing.assert_allclose(weights[: len(part), :, b], part, atol=1e-11)
 
 
+@pytest.mark.exhaustive
 def test_a_batch_of_starts_equals_one_by_one():
     log_trans, log_emit, _ = tables(12, (5, 3, 3), (5, 9, 3))
     log_trans = log_trans.at[0, 1, 0].set(-jnp.inf)
@@ -330,6 +340,7 @@ def test_a_batch_of_starts_equals_one_by_one():
     close(hessians[3], jax.hessian(scalar)(log_trans[3], log_emit[3]))
 
 
+@pytest.mark.slow
 def test_it_is_traced_once_and_runs_inside_loops():
     log_trans, log_emit, _ = tables(13, (3, 3), (8, 3))
     traces = []
@@ -358,6 +369,7 @@ def test_it_is_traced_once_and_runs_inside_loops():
     assert len(traces) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trans_shape", "emit_shape", "masked"),
     [((3, 3), (4, 3), False), ((4, 3, 3), (4, 3), True), ((4, 3, 3, 1), (4, 3, 2), True)],
@@ -389,6 +401,7 @@ def test_the_filter_ends_at_an_impossible_observation():
     assert np.isneginf(filtered[2:]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trans_shape", "emit_shape", "mask_shape"),
     [

@@ -37,6 +37,7 @@ def _short_chains_too(monkeypatch):
     monkeypatch.setattr(blocks, "MIN_STEPS", 64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [64, 150, 257, 401])
 @pytest.mark.parametrize("num_states", [1, 2, 3])
 def test_blocks_equal_log_space(steps, num_states):
@@ -58,6 +59,7 @@ def test_splitting_and_joining_is_the_identity(num_states):
     np.testing.assert_array_equal(blocks.join(blocks.split(x)), x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spread", [50.0, 400.0])
 def test_extreme_densities_fall_back_to_log_space(spread):
     log_trans, log_emit = tables(203, 3, spread=spread)
@@ -66,6 +68,7 @@ def test_extreme_densities_fall_back_to_log_space(spread):
     assert_close(ours, in_log_space(log_trans, log_emit, cotangent))
 
 
+@pytest.mark.slow
 def test_a_chain_that_only_moves_on():
     """States that cannot return, and data that speak for the wrong one for a long while."""
     log_trans = jnp.log(jnp.array([[0.99, 0.01, 0.0], [0.0, 0.98, 0.02], [0.0, 0.0, 1.0]]))
@@ -92,6 +95,7 @@ def test_a_message_that_no_step_confirms_is_not_trusted():
     assert blocks.disagree(first, entries.at[0, 0].add(1e-5), 1e-200)
 
 
+@pytest.mark.slow
 def test_single_precision():
     log_trans, log_emit = (x.astype(jnp.float32) for x in tables(300, 3))
     cotangent = jnp.ones(3, jnp.float32)
@@ -101,6 +105,7 @@ def test_single_precision():
     assert_close((value, weights), exact, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_second_derivatives_and_batches():
     log_trans, log_emit = tables(100, 2)
     value = lambda a: chain_factor(a, log_emit).sum()  # noqa: E731

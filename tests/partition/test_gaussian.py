@@ -112,6 +112,7 @@ def blocks(covariance):
     return covariance[t, :, t, :], covariance[t[:-1], :, t[1:], :]
 
 
+@pytest.mark.slow
 @shapes
 @scaled
 def test_the_integral_and_the_moments_are_those_of_dense_algebra(steps, size, spread):
@@ -130,6 +131,7 @@ def test_the_integral_and_the_moments_are_those_of_dense_algebra(steps, size, sp
     np.testing.assert_allclose(log_integral(*parts), expected, rtol=1e-12, atol=1e-10)
 
 
+@pytest.mark.slow
 @shapes
 def test_the_gradient_is_that_of_dense_algebra(steps, size):
     parts = system(3, steps, size)
@@ -138,7 +140,7 @@ def test_the_gradient_is_that_of_dense_algebra(steps, size):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10), got, expected)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @small_shapes
 def test_the_hessian_is_that_of_dense_algebra_in_both_modes(steps, size):
     parts = system(4, steps, size)
@@ -171,7 +173,7 @@ def differentiable():
     }
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("size", [1, 2, 4])
 @pytest.mark.parametrize("name", list(differentiable()))
 def test_everything_is_differentiable_twice(name, size):
@@ -193,6 +195,7 @@ def test_everything_is_differentiable_twice(name, size):
     np.testing.assert_allclose(curvature(point), change, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @small_shapes
 @scaled
 def test_a_draw_is_affine_in_the_noise_with_the_exact_covariance(steps, size, spread):
@@ -225,7 +228,7 @@ def upto(full, last, t):
     return own, below, h
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @small_shapes
 def test_the_filter_is_the_posterior_of_the_steps_so_far(steps, size):
     full, prior = potentials(10, steps, size)
@@ -256,6 +259,7 @@ def kalman(data, move, noise, loading, error):
     return [np.stack(column) for column in zip(*rows)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 def test_the_filter_is_the_kalman_filter(size):
     rng = np.random.default_rng(11)
@@ -298,7 +302,7 @@ def moments_of(atoms):
     return means, covariances, cross
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("steps", "size"), [(t, d) for t in (1, 2, 7, 2000) for d in SIZES])
 @scaled
 def test_averages_over_the_paths_are_the_moments(steps, size, spread):
@@ -331,7 +335,7 @@ def orthogonal(rng, size):
     return np.linalg.qr(rng.normal(size=(size, size)))[0]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("innovation", [0.0, 1e-12, 1e-8, 1e-4])
 def test_paths_through_steps_that_are_almost_deterministic(size, innovation):
@@ -342,6 +346,7 @@ def test_paths_through_steps_that_are_almost_deterministic(size, innovation):
         np.testing.assert_allclose(ours, exact, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_paths_with_a_singular_innovation(size):
     rng = np.random.default_rng(17)
@@ -407,7 +412,7 @@ def test_dense_blocks_are_those_of_numpy(size, spread):
     assert np.asarray(got.positive_definite).all()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("size", SIZES)
 def test_derivatives_of_dense_blocks_are_the_moments(size):
     parts = system(24, 4, size)
@@ -464,6 +469,7 @@ def test_a_chain_that_is_not_positive_definite_is_never_silent(size, where):
     assert not filter_(full, bad_prior).positive_definite
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_a_plate_of_series_equals_one_by_one(size):
     series = [system(seed, 7, size) for seed in (27, 28, 29)]
@@ -484,7 +490,7 @@ def test_a_plate_of_series_equals_one_by_one(size):
         )
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_single_precision_stays_single_and_close(size):
     parts = system(30, 300, size)

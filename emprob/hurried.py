@@ -1,0 +1,51 @@
+"""Code that runs once on few numbers: compile it in a hurry.
+
+Derivatives of high order of a small program are thousands of operations on short arrays: half a
+minute of optimisation for milliseconds of work. Where little is to be computed, XLA is asked to
+leave most of its optimisation out, which takes less than half the time.
+"""
+
+from collections.abc import Callable
+from functools import cache, cached_property
+from typing import Any
+
+import jax
+
+OPTIONS = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 0}
+FEW = 30_000  # numbers; with many more the plain code costs what it saves
+
+
+@cache
+def options() -> dict[str, Any] | None:
+    """The options, where this version of XLA knows them; elsewhere none."""
+    if jax.default_backend() != "cpu":
+        return None
+    try:
+        jax.jit(lambda x: x, compiler_options=OPTIONS)(0.0)
+    except Exception:  # whatever XLA says of an option that it does not know
+        return None
+    return OPTIONS
+
+
+class Hurried:
+    """A function that is jitted in a hurry for little work, else as always.
+
+    Args:
+        f: of arrays.
+        work: of the same arguments: how many numbers an operation has.
+        settings: of `jax.jit`.
+    """
+
+    def __init__(self, f: Callable, work: Callable[..., float], **settings: Any):
+        self.f, self.work, self.settings = f, work, settings
+        self.thorough = jax.jit(f, **settings)
+
+    @cached_property
+    def quick(self) -> Any:
+        return jax.jit(self.f, compiler_options=options(), **self.settings)
+
+    def __call__(self, *args: Any) -> Any:
+        return (self.quick if self.work(*args) <= FEW else self.thorough)(*args)
+
+    def _cache_size(self) -> int:
+        return self.quick._cache_size() + self.thorough._cache_size()
