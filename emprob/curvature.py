@@ -18,6 +18,7 @@ import scipy.linalg
 from jax import Array, lax
 
 from emprob import chart
+from emprob.hurried import Hurried
 from emprob.model import factors
 
 MAX_COORDINATES = 2000
@@ -230,8 +231,7 @@ def _objective(model: Any, like: Mapping[str, Array], flat: Array) -> Array:
     return model.objective(chart.from_coordinates(model.data.transforms, w))
 
 
-@partial(jax.jit, static_argnames="batch")
-def _curvature(model: Any, coordinates: Mapping[str, Array], batch: int) -> _Curvature:
+def _derivatives(model: Any, coordinates: Mapping[str, Array], batch: int) -> _Curvature:
     """Derivatives at a point: forward over reverse, the columns in batches."""
     point = flatten(model, coordinates)
     both = jax.value_and_grad(partial(_objective, model, coordinates))
@@ -243,8 +243,10 @@ def _curvature(model: Any, coordinates: Mapping[str, Array], batch: int) -> _Cur
     return _Curvature(value, score, lax.map(column, basis, batch_size=batch))
 
 
-@jax.jit
-def _falls(
+_curvature = Hurried(_derivatives, lambda model, w, _: work_of(model, w), static_argnums=2)
+
+
+def _fall(
     model: Any, coordinates: Mapping[str, Array], at: _Curvature, step: Array, asked: Array
 ) -> Array:
     """How far the objective stays below its tangent a step up and down each coordinate, (2, F).
@@ -268,6 +270,9 @@ def _falls(
     return lax.map(fall_if, (basis, moves, jnp.tile(asked, 2))).reshape(2, -1)
 
 
+_falls = Hurried(_fall, lambda model, w, *_: work_of(model, w))
+
+
 @jax.jit
 def outputs_jacobian(model: Any, coordinates: Mapping[str, Array]):
     """Constrained parameters and deterministics, each with its Jacobian (M, F)."""
@@ -283,14 +288,31 @@ def outputs_jacobian(model: Any, coordinates: Mapping[str, Array]):
 
 
 def _batch(model: Any, params: Mapping[str, Array], size: int) -> int:
+    return int(np.clip(MAX_BATCH_CELLS // cells(model, params), 1, size))
+
+
+def work_of(model: Any, coordinates: Mapping[str, Array]) -> int:
+    """Numbers in the tables of a model, once for each of its coordinates."""
+    constrain = lambda m, w: chart.from_coordinates(m.data.transforms, w)  # noqa: E731
+    params = jax.eval_shape(constrain, model, dict(coordinates))
+    return cells(model, params) * sum(x.size for x in coordinates.values())
+
+
+def cells(model: Any, params: Mapping[str, Array]) -> int:
+    """Number of cells of a model's tables.
+
+    Args:
+        model: a bound model.
+        params: by site; their shapes and types count.
+    """
     leaves, treedef = jax.tree.flatten((model, dict(params)))
     shapes = tuple(jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for x in leaves)
-    return int(np.clip(MAX_BATCH_CELLS // _cells(treedef, shapes), 1, size))
+    return _cells(treedef, shapes)
 
 
 @lru_cache(maxsize=16)
 def _cells(treedef: Any, shapes: tuple) -> int:
-    """Number of cells of a model's tables; the program is traced once per model and shape."""
+    """As `cells`; the program is traced once per model and shape."""
     out = jax.eval_shape(lambda m, p: [f.array for f in factors(m.evaluate(p))],
                          *jax.tree.unflatten(treedef, shapes))  # fmt: skip
     return sum(int(np.prod(x.shape)) for x in out) + 1

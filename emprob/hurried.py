@@ -1,18 +1,32 @@
-"""Code that runs once on few numbers: compile it in a hurry.
+"""Compile in a hurry what runs once, or on few numbers.
 
 Derivatives of high order of a small program are thousands of operations on short arrays: half a
 minute of optimisation for milliseconds of work. Where little is to be computed, XLA is asked to
 leave most of its optimisation out, which takes less than half the time.
 """
 
-from collections.abc import Callable
-from functools import cache, cached_property
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache, cached_property, update_wrapper
 from typing import Any
 
 import jax
 
 OPTIONS = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 0}
 FEW = 30_000  # numbers; with many more the plain code costs what it saves
+
+_EVERYTHING: ContextVar[bool] = ContextVar("everything", default=False)
+
+
+@contextmanager
+def everything() -> Iterator[None]:
+    """Compile all that can be in a hurry, whatever its work: for a quick look at a program."""
+    token = _EVERYTHING.set(True)
+    try:
+        yield
+    finally:
+        _EVERYTHING.reset(token)
 
 
 @cache
@@ -27,25 +41,44 @@ def options() -> dict[str, Any] | None:
     return OPTIONS
 
 
+def _endless(*_: Any) -> float:
+    return float("inf")
+
+
 class Hurried:
     """A function that is jitted in a hurry for little work, else as always.
 
     Args:
         f: of arrays.
-        work: of the same arguments: how many numbers an operation has.
+        work: of the same positional arguments: how many numbers an operation has. By default so
+            many that only `everything` makes a hurry.
+        few: up to how many it is in a hurry.
         settings: of `jax.jit`.
     """
 
-    def __init__(self, f: Callable, work: Callable[..., float], **settings: Any):
-        self.f, self.work, self.settings = f, work, settings
+    def __init__(
+        self,
+        f: Callable,
+        work: Callable[..., float] = _endless,
+        few: float = FEW,
+        **settings: Any,
+    ):
+        self.f, self.work, self.few, self.settings = f, work, few, settings
         self.thorough = jax.jit(f, **settings)
+        update_wrapper(self, f)
 
     @cached_property
     def quick(self) -> Any:
         return jax.jit(self.f, compiler_options=options(), **self.settings)
 
-    def __call__(self, *args: Any) -> Any:
-        return (self.quick if self.work(*args) <= FEW else self.thorough)(*args)
+    def __call__(self, *args: Any, **more: Any) -> Any:
+        hurry = _EVERYTHING.get() or self.work(*args) <= self.few
+        return (self.quick if hurry else self.thorough)(*args, **more)
 
     def _cache_size(self) -> int:
         return self.quick._cache_size() + self.thorough._cache_size()
+
+
+def jit(**settings: Any) -> Callable[[Callable], Hurried]:
+    """A decorator as `jax.jit`, compiled in a hurry within `everything` only."""
+    return lambda f: Hurried(f, **settings)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from emprob import hurried
 from emprob.model import LatentModel
 from emprob.types import Algorithm, Info, Params, State
 
@@ -37,7 +38,7 @@ class Loop(NamedTuple):
 GO, CONVERGED, FELL, NON_FINITE, OUT, STALLED = range(6)
 
 
-@partial(jax.jit, static_argnames="method")
+@hurried.jit(static_argnames="method")
 def init(model: LatentModel, method: Algorithm, params: Params, key: Array | None = None) -> State:
     """The algorithm's first state; a key if it draws."""
     return method.init(model, params) if key is None else method.init(model, params, key)  # pyright: ignore
@@ -128,7 +129,7 @@ def _decide_noisily(estep: Any, loop: Loop, new: State, info: Info, max_steps, t
     return _strong(Loop(state, state.params, objective, loop.count + (stop == GO), stop))
 
 
-@partial(jax.jit, static_argnames=("method", "capacity"))
+@hurried.jit(static_argnames=("method", "capacity"))
 def advance(model, method, loop: Loop, limit, max_steps, tol, capacity: int):
     """Up to `limit` steps of one run: how many, the loop after them, what they said."""
     return _loop_core(model, method, loop, limit, max_steps, tol, capacity)

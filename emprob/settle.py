@@ -12,14 +12,13 @@ Source: McCulloch (1997), JASA 92 (Monte Carlo Newton-Raphson).
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emprob import chart
+from emprob import chart, hurried
 from emprob.agreement import GOOD_K
 from emprob.curvature import (
     UncertaintyReport,
@@ -36,11 +35,11 @@ from emprob.model import LatentModel
 from emprob.precision import to_numpy
 from emprob.simulation.draws import evened
 from emprob.simulation.fitted import fitted_evidence
-from emprob.simulation.pathwise import BATCHES, draws_per_batch, pathwise
+from emprob.simulation.pathwise import draws_per_batch, num_batches, pathwise
 from emprob.types import Params, SimulatedEStep
 
 MAX_NEWTON = 12
-FINITE_K = 0.5  # Pareto k of weights above which their variance is not finite
+STEADY_K = 0.25  # Pareto k of weights above which the error of their variance is not finite
 MAX_SAMPLES = 16  # of the E-step's final draws, for Louis' identity
 LONGEST = 1.0  # of a step, in any coordinate (logs and log-odds)
 LEAST_COUNT = 8.0  # batches, if they counted alike, for a spread that tells an error
@@ -97,7 +96,7 @@ class Settled(NamedTuple):
     information: str
 
 
-@partial(jax.jit, static_argnames="estep")
+@hurried.jit(static_argnames="estep")
 def sample(model: LatentModel, estep: SimulatedEStep, params: Params, memory: Any):
     """Draws, and the memory after them."""
     return estep.sample(model, params, memory)
@@ -115,12 +114,12 @@ def settle(model: LatentModel, estep: Any, params: Mapping[str, Any], memory: An
     """
     if estep.unbiased and is_solved(model) and evidence(model, params, key, ENOUGH).khat < GOOD_K:
         num = draws_per_batch(model)
-        text = f"the simulated likelihood, {2 * BATCHES * num} draws around the mode"
+        text = f"the simulated likelihood, {2 * num_batches(model) * num} draws around the mode"
         look = lambda at: pathwise(model, at, key, num)[0]  # noqa: E731
         found = climbed(model, params, look, text)
         khat = evidence(model, found.params, key, ENOUGH).khat
         if found.at_optimum and khat < GOOD_K:
-            lean = "" if khat < FINITE_K else f"; k-hat {khat:.2f} > {FINITE_K}: errors lean low"
+            lean = "" if khat < STEADY_K else f"; k-hat {khat:.2f} > {STEADY_K}: errors lean low"
             return found._replace(information=text + lean)
     return climbed(model, params, Samples(model, estep, memory), "Louis' identity")
 

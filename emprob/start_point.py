@@ -14,7 +14,9 @@ import numpy as np
 from jax import Array, lax
 from numpyro.distributions.transforms import IdentityTransform, IndependentTransform
 
+from emprob import hurried
 from emprob.chart import coordinate_labels
+from emprob.curvature import cells
 from emprob.errors import ModelError, nearest
 from emprob.estep.unsolved import is_solved
 from emprob.posterior import marginals
@@ -87,19 +89,26 @@ def potential(model: Any, u: Array) -> Array:
     return -(model.objective(model.constrain(sites)) + model.log_jacobian(sites))
 
 
-@jax.jit
+@hurried.jit()
 def potentials(model: Any, u: Array) -> Array:
     """The potential at (n, P) points, (n,); inf where it is not a number."""
     values = lax.map(functools.partial(potential, model), u)
     return jnp.where(jnp.isfinite(values), values, jnp.inf)
 
 
-@jax.jit
-def hessian(model: Any, u: Array) -> Array:
+def _hessian(model: Any, u: Array) -> Array:
     """Second derivatives of the potential, (P, P), one direction after the other."""
     gradient = jax.grad(functools.partial(potential, model))
     matrix = lax.map(lambda e: jax.jvp(gradient, (u,), (e,))[1], jnp.eye(u.size, dtype=u.dtype))
     return (matrix + matrix.T) / 2
+
+
+def _work(model: Any, u: Array) -> int:
+    params = jax.eval_shape(lambda m, u: m.constrain(unravel(m, u)), model, u)
+    return cells(model, params) * u.size
+
+
+hessian = hurried.Hurried(_hessian, _work)
 
 
 # -- starts -------------------------------------------------------------------------------------
@@ -128,6 +137,8 @@ def prepare(model: Any, key: Array, init: Any, num_chains: int, integrated: Any 
             "place for them to begin. Pass a fit by an E-step by simulation, or no init."
         )
     params = given(model, init, inside)
+    if not is_solved(inside):
+        return _as_given(model, key, params, num_chains)
     if inside.params != model.params:  # a mean of latents is no mode: no curvature to judge by
         return _wide(model, inside, key, params, num_chains)
     return _informed(model, key, params, num_chains)
@@ -180,6 +191,14 @@ def _centre(model: Any, params: Mapping[str, np.ndarray]) -> Array:
     if not np.isfinite(potentials(model, u[None])[0]):
         raise ModelError("init: the log-density is not finite there. Pass other values.")
     return u
+
+
+def _as_given(model: Any, key: Array, params: dict, num_chains: int) -> Start:
+    """Near given values of all coordinates, with nothing known of their scales."""
+    u = _centre(model, params)
+    noise = 0.1 * np.asarray(jax.random.normal(key, (num_chains, u.size)))
+    chains = np.asarray(u) + _shrink(model, np.asarray(u), noise)
+    return Start(params, jnp.asarray(chains), jnp.ones(u.size), False)
 
 
 def _informed(model: Any, key: Array, params: dict, num_chains: int) -> Start:

@@ -1,7 +1,6 @@
 """The E-step by particles: filter forwards, draw paths backwards."""
 
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from emprob import hurried
 from emprob.estep.simulated import Simulated
 from emprob.keys import as_key
 from emprob.model import LatentModel
@@ -165,11 +165,11 @@ def _evidence(logs: np.ndarray) -> tuple[float, float]:
     return float((logs.max(0) + np.log(mean)).sum()), float(np.sqrt((error**2).sum()))
 
 
-@partial(jax.jit, static_argnames="estep")
+@hurried.jit(static_argnames="estep")
 def _logs(model: LatentModel, estep: Particle, params: Params, key: Array) -> Array:
     return estep.paths(model, params, key).by_series  # the paths are not computed
 
 
-@partial(jax.jit, static_argnames="estep")
+@hurried.jit(static_argnames="estep")
 def _some(model: LatentModel, estep: Particle, params: Params, key: Array) -> Paths:
     return estep.paths(model, params, key)

@@ -9,7 +9,7 @@ Source: Durbin and Koopman (1997), Biometrika 84(3); Kristensen et al. (2016), J
 derivatives through the mode.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from math import prod
 from typing import Any, NamedTuple
@@ -30,6 +30,7 @@ from emprob.curvature import (
     unflatten,
 )
 from emprob.estep.conjugate import Conjugate
+from emprob.hurried import Hurried
 from emprob.integral.expectation import Problem, problem, rest_factors
 from emprob.model import LatentModel, layout
 from emprob.partition.plates import log_partition
@@ -37,15 +38,30 @@ from emprob.simulation.draws import over_atoms
 from emprob.simulation.gaussian import mirrored, near
 
 BATCHES = 8
+MANY_BATCHES = 32  # where their number costs nothing: an error told by eight is itself uncertain
 PER_BATCH = 128  # draws, each with its mirror image
 LEAST = 8
+FEW = 1_200_000  # coordinates of all draws, for which the code is compiled in a hurry
 COORDINATES = 100_000  # of all draws of a batch, over all branches: time
+ALL_COORDINATES = 7_200_000  # of all batches, where no sum is done anew for one that is left out
 
 
 def draws_per_batch(model: LatentModel) -> int:
-    """Fewer draws of more latents: their sum is known the better."""
+    """Fewer draws of more latents: their sum is known the better.
+
+    Of one long series it is not, as a weight is that of the whole path: there they are as many as
+    time allows.
+    """
     size = sum(g.num_branches * prod(g.shape) for g in model.structure.integrals)
+    if is_one_series(model):
+        return max(LEAST, min(PER_BATCH, ALL_COORDINATES // MANY_BATCHES // size))
     return max(LEAST, min(PER_BATCH, COORDINATES // size))
+
+
+def is_one_series(model: LatentModel) -> bool:
+    """Whether Z is a mean of weights: one integral, of one series without branches."""
+    groups = model.structure.integrals
+    return len(groups) == 1 and not groups[0].branches and groups[0].block.num_series == 1
 
 
 def log_weights(p: Problem, noise: Array) -> Array:
@@ -92,8 +108,65 @@ class Curves(NamedTuple):
     hessian: Any
 
 
-@partial(jax.jit, static_argnames="num")
+def num_batches(model: LatentModel) -> int:
+    """Independent batches, whose spread tells the Monte Carlo error."""
+    return MANY_BATCHES if is_one_series(model) else BATCHES
+
+
 def curves(model: LatentModel, coordinates: Mapping, key: Array, num: int) -> Curves:
+    """With all batches, and without each of them; first axis 1 + their number."""
+    if not is_one_series(model):
+        return _curves(model, coordinates, key, num)
+    each, prior = jax.tree.map(np.asarray, _curves_by_batch(model, coordinates, key, num))
+    counts = np.concatenate([np.ones((1, MANY_BATCHES)), 1.0 - np.eye(MANY_BATCHES)])
+    return jax.tree.map(lambda *x: np.stack(x), *[_joined(each, prior, c) for c in counts])
+
+
+def _joined(each: Curves, prior: Curves, counts: np.ndarray) -> Curves:
+    """Derivatives of log(mean of Z over batches) + log prior from those of every batch's log Z."""
+    with np.errstate(divide="ignore"):
+        logs = each.value + np.log(counts)
+    share = np.exp(logs - logs.max())
+    value = logs.max() + np.log(share.sum() / counts.sum())
+    share = share / share.sum()
+    score = share @ each.score
+    square = np.einsum("g,gi,gj->ij", share, each.score, each.score)
+    hessian = np.tensordot(share, each.hessian, 1) + square - np.outer(score, score)
+    return Curves(value, score + prior.score, hessian + prior.hessian)
+
+
+def _by_batch(
+    model: LatentModel, coordinates: Mapping, key: Array, num: int
+) -> tuple[Curves, Curves]:
+    """Of log Z by each batch alone, first axis MANY_BATCHES; and of log prior."""
+    point = flatten(model, coordinates)
+    shape = model.structure.integrals[0].shape
+
+    def params(flat: Array) -> dict[str, Array]:
+        w = unflatten(model, flat, coordinates)
+        return chart.from_coordinates(model.data.transforms, w)
+
+    def curved(f: Callable) -> Curves:
+        (value, score), push = jax.linearize(jax.value_and_grad(f), point)
+        return Curves(value, score, lax.map(lambda e: push(e)[1], jnp.eye(point.size)))
+
+    def batch(key: Array) -> Curves:
+        noise = jax.random.normal(key, (1, num, *shape))
+        return curved(lambda flat: log_z(model, params(flat), [noise], jnp.ones(1)))
+
+    prior = curved(lambda flat: jnp.asarray(model.log_prior(params(flat)), point.dtype))
+    return lax.map(batch, jax.random.split(key, MANY_BATCHES)), prior
+
+
+def _drawn(model: LatentModel, coordinates: Mapping, key: Array, num: int) -> int:
+    return MANY_BATCHES * num * prod(model.structure.integrals[0].shape)
+
+
+_curves_by_batch = Hurried(_by_batch, _drawn, FEW, static_argnums=3)
+
+
+@partial(jax.jit, static_argnames="num")
+def _curves(model: LatentModel, coordinates: Mapping, key: Array, num: int) -> Curves:
     """With all batches, and without each of them; first axis 1 + BATCHES."""
     point = flatten(model, coordinates)
     keys = jax.random.split(key, len(model.structure.integrals))
@@ -126,7 +199,7 @@ def pathwise(
         model: with plain integrals, every integral solved.
         params: by site, constrained.
         key: of the random numbers.
-        num: draws in each of 8 batches, each with its mirror image.
+        num: draws in each batch, each with its mirror image.
     """
     with jax.enable_x64(True):
         model, values = in_double(model), as_arrays(params)
