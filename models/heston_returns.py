@@ -158,7 +158,20 @@ def load(years: float = 4.0) -> pd.Series:
 
     Needs the package `arch` (pip install "emprob[gallery]").
     """
-    return regimes.load(years)
+    return regimes.load(years).rename("S&P 500")
+
+
+def drawn(key: Any = 6, length: int = 252) -> pd.Series:
+    """Returns of a year drawn from the diffusion, for a quick look.
+
+    A few months of real returns do not tell rho from -1, where the density has no bound.
+
+    Args:
+        key: of `simulate`.
+        length: T.
+    """
+    days = pd.bdate_range("2001-01-01", periods=length)
+    return pd.Series(simulate(key, length)[0], days, name="A draw of Heston's model at TRUTH")
 
 
 def log_likelihood_by_grid(returns: Any, params: Any, num: int = 301) -> float:
@@ -230,15 +243,16 @@ def by_particles(
     return found
 
 
+@_report.quickly
 def main(argv: Sequence[str] | None = None) -> ep.Fit:
     """Laplace beside particles, then NUTS with the path integrated out; the volatility."""
     p = _report.parser("Heston's model of the S&P 500", num_starts=1, num_samples=2000)
     p.add_argument("--years", type=float, default=4.0, help="the last years of 1999-2018")
     args = p.parse_args(argv)
     opt = _report.options(args)
-    returns = load(min(args.years, 0.5) if args.quick else args.years)
-    print(f"S&P 500, {len(returns)} daily log returns in percent, {returns.index[0]:%d %B %Y} to "
-          f"{returns.index[-1]:%d %B %Y}")  # fmt: skip
+    returns = drawn() if args.quick else load(args.years)
+    print(f"{returns.name}, {len(returns)} daily log returns in percent, "
+          f"{returns.index[0]:%d %B %Y} to {returns.index[-1]:%d %B %Y}")  # fmt: skip
     model = ep.bind(heston, returns)
     _report.heading("The plan")
     print(model)
@@ -246,6 +260,8 @@ def main(argv: Sequence[str] | None = None) -> ep.Fit:
     print(found)
     print(found.message)
     _report.show(found.summary())
+    if args.quick:
+        print("\ndrawn with " + ", ".join(f"{k} {float(v):g}" for k, v in TRUTH.items()))
     few = ep.Particle(num_particles=32, num_filters=4, num_draws=32, max_draws=32, final_draws=64)
     particle = by_particles(found, returns, opt, few if args.quick else ep.Particle())
     comparison = _report.beside(found, opt)
