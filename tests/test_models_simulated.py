@@ -25,6 +25,7 @@ def log_z(estep, program, *args, **params):
 # -- jump-diffusion -------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 def test_jumps_summed_out_and_integrated_are_the_law_that_scipy_sums():
     r, _ = jump_diffusion.simulate(3, 60)
     expected = jump_diffusion.log_likelihood(r, jump_diffusion.TRUTH)
@@ -34,6 +35,7 @@ def test_jumps_summed_out_and_integrated_are_the_law_that_scipy_sums():
     assert sizes == pytest.approx(expected, abs=1e-7)
 
 
+@pytest.mark.slow
 def test_one_jump_a_day_at_most_is_a_mixture_of_two():
     r, _ = jump_diffusion.simulate(5, 40)
     mu, sigma, rate, m, d = (jump_diffusion.TRUTH[k] for k in ("mu", "sigma", "rate", "m", "d"))
@@ -44,7 +46,7 @@ def test_one_jump_a_day_at_most_is_a_mixture_of_two():
     assert found == pytest.approx(np.log(law).sum(), abs=1e-9)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_maximum_on_real_returns_is_that_of_quasi_newton_steps():
     pytest.importorskip("arch")
     r = jump_diffusion.load(4.0).to_numpy()
@@ -57,7 +59,7 @@ def test_the_maximum_on_real_returns_is_that_of_quasi_newton_steps():
         assert abs(found.params[site] - expected) < 0.01 * errors[site], site
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("told_by", ["the simulated likelihood", "Louis' identity"])
 def test_saem_on_the_sizes_of_jumps_arrives_where_the_sum_over_counts_does(told_by, monkeypatch):
     """Given the counts the sizes are Gaussian, so the simulated likelihood has no noise here.
@@ -103,6 +105,7 @@ def test_concentration_solves_its_differential_equations():
         np.testing.assert_allclose(ours, run.y[1], rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.exhaustive
 def test_quadrature_is_the_likelihood_by_a_grid_around_every_mode():
     data = pharmacokinetics.arguments(pharmacokinetics.load())
     expected = pharmacokinetics.log_likelihood(data, NEAR_THE_FIT)
@@ -123,7 +126,7 @@ def test_theophylline_is_what_it_says():
     np.testing.assert_allclose(means, [69.58, 4.626, 5.895, 4.960], atol=6e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_model_of_saemix_has_the_maximum_that_saemix_printed():
     from types import SimpleNamespace
 
@@ -135,7 +138,7 @@ def test_the_model_of_saemix_has_the_maximum_that_saemix_printed():
     assert abs(table.loc["-2 log L", "quadrature"] - 344.8896) < 0.3, table  # importance sampling
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_saem_on_theophylline_is_adaptive_quadrature():
     model = ep.bind(
         pharmacokinetics.one_compartment, *pharmacokinetics.arguments(pharmacokinetics.load())
@@ -164,6 +167,7 @@ def test_regimes_that_are_alike_leave_one_kalman_filter():
     assert found == pytest.approx(law.logpdf(y), abs=1e-9)
 
 
+@pytest.mark.exhaustive
 def test_the_exact_sum_over_regimes_is_refused_by_name():
     y, *_ = switching_linear_dynamics.simulate(3, 8)
     model = ep.bind(switching_linear_dynamics.switching_level, y)
@@ -179,7 +183,7 @@ def test_inflation_is_what_it_says():
     assert inflation.idxmin().year == 2008 and inflation.mean() == pytest.approx(3.98, abs=0.02)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", switching_linear_dynamics.SIMULATIONS)
 def test_simulated_fits_of_a_short_series_reach_the_maximum_over_all_paths(name):
     from scipy.optimize import minimize
@@ -221,7 +225,7 @@ def test_simulations_are_reproducible(module):
     assert not np.array_equal(one[0], module.simulate(4)[0])
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore::emprob.ConvergenceWarning")  # a look, not a result
 @pytest.mark.parametrize("module", ALL, ids=lambda m: m.__name__.rpartition(".")[2])
 def test_main_fits_compares_draws_and_says_where(module, tmp_path, capsys):

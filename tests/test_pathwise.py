@@ -13,7 +13,7 @@ from emprob.curvature import coordinates_of, flatten, unflatten
 from emprob.simulation import pathwise
 from emprob.simulation.draws import plain
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.exhaustive
 
 
 def volatility(y):
