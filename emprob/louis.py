@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from emprob import chart, hurried
+from emprob import chart
 from emprob.curvature import (
     UncertaintyReport,
     as_arrays,
@@ -48,7 +48,7 @@ class Batches(NamedTuple):
     log_weights: np.ndarray | Array
 
 
-@hurried.jit()
+@jax.jit
 def batch_moments(
     model: Any, coordinates: Mapping[str, Array], atoms: Atoms, log_weights: Array
 ) -> Batches:

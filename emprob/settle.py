@@ -12,13 +12,14 @@ Source: McCulloch (1997), JASA 92 (Monte Carlo Newton-Raphson).
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emprob import chart, hurried
+from emprob import chart
 from emprob.agreement import GOOD_K
 from emprob.curvature import (
     UncertaintyReport,
@@ -96,7 +97,7 @@ class Settled(NamedTuple):
     information: str
 
 
-@hurried.jit(static_argnames="estep")
+@partial(jax.jit, static_argnames="estep")
 def sample(model: LatentModel, estep: SimulatedEStep, params: Params, memory: Any):
     """Draws, and the memory after them."""
     return estep.sample(model, params, memory)

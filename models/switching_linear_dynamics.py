@@ -144,11 +144,10 @@ SIMULATIONS = {
 }
 QUICK = {
     "particle Gibbs": ep.MonteCarlo(
-        replace(GIBBS, num_chains=4), num_draws=16, max_draws=16, final_draws=64
+        replace(GIBBS, num_chains=8, num_particles=16), num_draws=16, max_draws=16, final_draws=256
     ),
-    # so many particles that `fit` need not compile the end of the run for more
     "particle filter": ep.Particle(
-        num_particles=512, num_filters=8, num_draws=16, max_draws=16, final_draws=64,
+        num_particles=256, num_filters=8, num_draws=16, max_draws=16, final_draws=256,
         proposal=ep.Bootstrap(),
     ),
 }  # fmt: skip
