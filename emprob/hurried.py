@@ -73,10 +73,15 @@ class Hurried:
 
     def __call__(self, *args: Any, **more: Any) -> Any:
         hurry = _EVERYTHING.get() or self.work(*args) <= self.few
+        hurry = hurry and not _traced((args, more))  # inside other code, it is compiled as that is
         return (self.quick if hurry else self.thorough)(*args, **more)
 
     def _cache_size(self) -> int:
         return self.quick._cache_size() + self.thorough._cache_size()
+
+
+def _traced(tree: Any) -> bool:
+    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
 
 
 def jit(**settings: Any) -> Callable[[Callable], Hurried]:

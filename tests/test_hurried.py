@@ -46,6 +46,12 @@ def test_everything_is_done_in_a_hurry_where_that_is_asked_for_and_nowhere_else(
     assert f.__name__ == "curved"
 
 
+def test_inside_other_code_it_is_compiled_as_that_is(both):
+    x = jnp.linspace(-1.0, 2.0, 7)
+    with hurried.everything():
+        np.testing.assert_allclose(jax.jit(lambda y: both(y, 3))(x), both(x, 3), rtol=1e-12)
+
+
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="options of the compiler for CPUs")
 def test_options_that_this_compiler_does_not_know_are_left_out(monkeypatch):
     assert hurried.options() == hurried.OPTIONS
