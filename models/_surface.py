@@ -141,7 +141,7 @@ def band(model: Model, quotes: Quotes, k: np.ndarray, draws: Params, share: floa
 
 def main(model: Model, argv: Sequence[str] | None, title: str, table: str = "btc_2021") -> ep.Fit:
     """Fit real quotes, flag the bad ones, check arbitrage, hold quotes out, NUTS beside it."""
-    p = _report.parser(title, num_starts=4, num_samples=500)
+    p = _report.parser(title, num_starts=12, num_samples=500)
     p.add_argument("--table", default=table, choices=tuple(LEVELS), help="of quotes")
     args = p.parse_args(argv)
     opt, quotes = _report.options(args), load(args.table)

@@ -7,6 +7,10 @@ market by dozens. The widths are in this order whatever the data say. Everything
 volatility, so a spread in prices is divided by vega (`option_chain.quotes`). `indicator` leaves the
 state of a quote a latent, for EM; `mixture` sums it out in the law of the mid, where another latent
 must be integrated.
+
+Where a model misses many quotes by a little, it is open whether the good ones are wide and none is
+bad, or narrow and ten are: optima less than one log unit apart. Use a dozen starts, and look at
+NUTS before a quote is thrown away.
 """
 
 from typing import Any
