@@ -12,6 +12,7 @@ from functools import cache, cached_property, update_wrapper
 from typing import Any
 
 import jax
+from jax.core import Tracer
 
 OPTIONS = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 0}
 FEW = 30_000  # numbers; with many more the plain code costs what it saves
@@ -64,7 +65,7 @@ class Hurried:
         **settings: Any,
     ):
         self.f, self.work, self.few, self.settings = f, work, few, settings
-        self.thorough = jax.jit(f, **settings)
+        self.thorough: Any = jax.jit(f, **settings)
         update_wrapper(self, f)
 
     @cached_property
@@ -81,7 +82,7 @@ class Hurried:
 
 
 def _traced(tree: Any) -> bool:
-    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
+    return any(isinstance(x, Tracer) for x in jax.tree.leaves(tree))
 
 
 def jit(**settings: Any) -> Callable[[Callable], Hurried]:
