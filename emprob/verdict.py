@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.distributions.distribution import validation_enabled
 
-from emprob.curvature import as_arrays, information
+from emprob.curvature import information
 from emprob.errors import DegeneracyWarning, IdentifiabilityWarning
 from emprob.estep.grid import doubts
 from emprob.integral.search import failures
@@ -196,7 +196,7 @@ def _collapsed_scales(model: LatentModel, params: Mapping[str, Any]) -> list[str
     if not small:
         return []
     found = []
-    for term, scale in _scales(model, as_arrays(params)).items():
+    for term, scale in _scales(model, _arrays(params)).items():
         if scale < 1e-7 * _spread(model, term):
             for name, entries in small.items():
                 scalar = np.ndim(params[name]) == 0
@@ -220,7 +220,11 @@ def _scales(model: LatentModel, params: Params) -> dict[str, jax.Array]:
 def _evaluate(model: LatentModel, params: Mapping[str, Any]) -> Any:
     """The program's terms, whatever the values: NumPyro's own checks would raise."""
     with validation_enabled(False):
-        return model.evaluate({k: jnp.asarray(v, float) for k, v in params.items()})
+        return model.evaluate(_arrays(params))
+
+
+def _arrays(params: Mapping[str, Any]) -> Params:
+    return {k: jnp.asarray(v, float) for k, v in params.items()}
 
 
 def _spread(model: LatentModel, term: str) -> float:
