@@ -28,7 +28,6 @@ implied one. Dates are midnight UTC. Further columns are kept. European options 
 the implied volatilities rely on it.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +37,11 @@ import numpy as np
 import pandas as pd
 
 from emprob.errors import DataError, nearest
+from emprob.models import _faults
 from emprob.models._clock import Clock, years
 from emprob.models._deribit import Instrument, deribit_book_summary, deribit_instrument
+from emprob.models._faults import UNITS, Limits, middle_volatility
+from emprob.models._parity import parity_forwards
 from emprob.models.pricing.black import black, implied_volatility
 from emprob.models.quotes import Quotes
 
@@ -72,26 +74,8 @@ DEFAULTS = {
 }
 COLUMNS = ("instrument", *NEEDED, *DEFAULTS)
 NUMBERS = ("strike", "bid", "ask", "mark", "mark_volatility", "forward", "spot", "discount", "time")
-UNITS = ("cash", "coin", "volatility")
 SIGNS = {"call": 1.0, "c": 1.0, "1": 1.0, "1.0": 1.0, "put": -1.0, "p": -1.0, "-1": -1.0,
          "-1.0": -1.0}  # fmt: skip
-# A row with one of these has no place of its own on a surface, not even an empty one.
-UNPLACED = ("no strike", "no type", "no unit", "no discount", "no time", "expired", "no forward",
-            "duplicated")  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What counts as a bad quote beyond what cannot be.
-
-    Attributes:
-        least_volatility, most_volatility: an implied volatility outside is absurd.
-        widest: largest distance from bid to ask, as volatility.
-    """
-
-    least_volatility: float = 0.01
-    most_volatility: float = 5.0
-    widest: float = np.inf
 
 
 # -- reading ------------------------------------------------------------------------------------
@@ -160,75 +144,6 @@ def _names(table: pd.DataFrame) -> pd.Series:
     return pd.Series(["-".join(filter(None, p)) for p in zip(*parts)], table.index, dtype=object)
 
 
-# -- forwards -----------------------------------------------------------------------------------
-
-
-def parity_forwards(chain: pd.DataFrame) -> pd.DataFrame:
-    """Forward of every expiry from calls and puts of the same strike.
-
-    Call minus put is discount * (strike's distance to the forward); a pair gives a forward with an
-    error of its bid-ask spread, and the weighted median over strikes bears stale pairs. With three
-    strikes or more and a NaN discount, the discount is the median slope over pairs of strikes
-    (Theil 1950, Sen 1968).
-
-    Args:
-        chain: from `read`; units "cash" and "coin" are used.
-
-    Returns:
-        One row per expiry with a pair: `forward`, `discount`, `error` (weighted median half-width
-        of the pairs' forwards between bid and ask), `pairs`.
-    """
-    pairs = _pairs(chain[chain["unit"].isin(["cash", "coin"])])
-    rows = {expiry: _parity(own) for expiry, own in pairs.groupby("expiry", sort=True)}
-    columns = ["forward", "discount", "error", "pairs"]
-    return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("expiry")
-
-
-def _pairs(chain: pd.DataFrame) -> pd.DataFrame:
-    """Strikes whose call and put both have two sides, with the difference of their mids."""
-    same, used = ["expiry", "strike", "unit"], ["bid", "ask", "discount"]
-    sound = chain[(chain["bid"] > 0) & (chain["ask"] >= chain["bid"]) & (chain["strike"] > 0)]
-    sound = sound.drop_duplicates([*same, "type"], keep="last")
-    calls, puts = (sound.loc[sound["type"] == kind, [*same, *used]] for kind in ("call", "put"))
-    both = calls.merge(puts, on=same, suffixes=("", "_put"))
-    middle = (both["bid"] + both["ask"] - both["bid_put"] - both["ask_put"]) / 2
-    width = (both["ask"] - both["bid"] + both["ask_put"] - both["bid_put"]) / 2
-    return both.assign(difference=middle, width=width)
-
-
-def _parity(pairs: pd.DataFrame) -> tuple[float, float, float, int]:
-    """Forward, discount, error and number of pairs of one expiry."""
-    strike, difference = pairs["strike"].to_numpy(), pairs["difference"].to_numpy()
-    coin = (pairs["unit"] == "coin").to_numpy()
-    given = pairs["discount"].dropna()
-    discount = float(given.median()) if len(given) else _slope(strike[~coin], -difference[~coin])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        forward = np.where(coin, strike / (1 - difference), strike + difference / discount)
-        width = pairs["width"].to_numpy() * np.where(coin, forward**2 / strike, 1 / discount)
-    # A pair without any spread is no better than the best of the others.
-    weight = 1 / np.maximum(width, max(1e-6 * np.median(strike), 1e-300)) ** 2
-    middle = _weighted_median(forward, weight)
-    return middle, discount, _weighted_median(width, weight), len(pairs)
-
-
-def _slope(x: np.ndarray, y: np.ndarray) -> float:
-    """Median slope over pairs; NaN with fewer than three points."""
-    first, second = np.triu_indices(len(x), 1)
-    if len(x) < 3:
-        return np.nan
-    return float(np.median((y[second] - y[first]) / (x[second] - x[first])))
-
-
-def _weighted_median(x: np.ndarray, weight: np.ndarray) -> float:
-    known = np.isfinite(x) & np.isfinite(weight)
-    x, weight = x[known], weight[known]
-    if not len(x):
-        return np.nan
-    order = np.argsort(x)
-    share = np.cumsum(weight[order]) / weight.sum()
-    return float(x[order][np.searchsorted(share, 0.5)])
-
-
 # -- cleaning -----------------------------------------------------------------------------------
 
 
@@ -264,11 +179,11 @@ def clean(
         raise DataError(f"chain: expected one underlying, got {found}; select one of them")
     table = _with_forwards(_with_times(table, now, clock))
     table = _with_volatilities(table)
-    reasons = _reasons(table, level, limits)
-    unplaced = np.any([reasons[name] for name in UNPLACED], axis=0)
+    reasons = _faults.reasons(table, level, limits)
+    unplaced = np.any([reasons[name] for name in _faults.UNPLACED], axis=0)
     wrong = np.any(list(reasons.values()), axis=0)
     dropped = wrong if bad == "drop" else unplaced
-    report = _report(table, reasons, dropped)
+    report = _faults.report(table, reasons, dropped)
     emptied = ["bid", "ask", "mark", *(f"{side}_volatility" for side in ("bid", "ask", "mark"))]
     table.loc[wrong, emptied] = np.nan
     return table[~dropped], report
@@ -378,118 +293,6 @@ def in_unit(quotes: Quotes, volatility: Any, unit: str, discount: Any = 1.0) -> 
     return value / quotes.forward if unit == "coin" else value * factors[quotes.expiry]
 
 
-# -- what is wrong ------------------------------------------------------------------------------
-
-
-def _reasons(table: pd.DataFrame, level: str, limits: Limits) -> dict[str, np.ndarray]:
-    """Which rows have which fault, (N,) booleans by name, in the order of the report."""
-    found = {**_faults_of_place(table), **(_faults_of_mid(table) if level == "mid" else
-                                           _faults_of_mark(table))}  # fmt: skip
-    middle, width = _middle(table, level), table["ask_volatility"] - table["bid_volatility"]
-    found["absurd volatility"] = (middle < limits.least_volatility) | (
-        middle > limits.most_volatility
-    )
-    found["wide"] = width > limits.widest
-    found = {name: np.asarray(which, bool) for name, which in found.items()}
-    found["duplicated"] = _duplicated(table, np.any(list(found.values()), axis=0))
-    return found
-
-
-def _faults_of_place(table: pd.DataFrame) -> dict[str, Any]:
-    """Why a row has no place on the surface."""
-    strike, time, forward = table["strike"], table["time"], table["forward"]
-    return {
-        "no strike": ~(np.isfinite(strike) & (strike > 0)),
-        "no type": table["type"].isna(),
-        "no unit": ~table["unit"].isin(UNITS),
-        "no discount": ~(np.isfinite(table["discount"]) & (table["discount"] > 0)),
-        "no time": ~np.isfinite(time) | table["expiry"].isna(),
-        "expired": time <= 0,
-        "no forward": ~(np.isfinite(forward) & (forward > 0)),
-    }
-
-
-def _faults_of_mid(table: pd.DataFrame) -> dict[str, Any]:
-    """What is wrong with bid and ask."""
-    bid, ask, found = table["bid"], table["ask"], {}
-    found["no bid"] = ~(np.isfinite(bid) & (bid > 0))
-    found["no ask"] = ~(np.isfinite(ask) & (ask > 0))
-    found["crossed"] = bid > ask
-    placed = ~np.any(list(_faults_of_place(table).values()), axis=0)
-    for side in ("bid", "ask"):
-        sound = placed & ~found[f"no {side}"]
-        found[f"{side} without an implied volatility"] = sound & table[f"{side}_volatility"].isna()
-    return found
-
-
-def _faults_of_mark(table: pd.DataFrame) -> dict[str, Any]:
-    """What is wrong with the mark."""
-    quoted = np.isfinite(table["mark"]) & (table["mark"] > 0)
-    known = np.isfinite(table["mark_volatility"]) & (table["mark_volatility"] > 0)
-    placed = ~np.any(list(_faults_of_place(table).values()), axis=0)
-    return {
-        "no mark": ~quoted & ~known,
-        "mark without an implied volatility": placed & quoted & ~known,
-    }
-
-
-def _middle(table: pd.DataFrame, level: str) -> pd.Series:
-    if level == "mark":
-        return table["mark_volatility"]
-    return (table["bid_volatility"] + table["ask_volatility"]) / 2
-
-
-def _duplicated(table: pd.DataFrame, faulty: np.ndarray) -> np.ndarray:
-    """All but one of the rows of an option: the last of the tightest sound ones stays."""
-    width = (table["ask_volatility"] - table["bid_volatility"]).to_numpy()
-    width = np.where(np.isnan(width), np.inf, width)
-    order = np.lexsort((-np.arange(len(table)), width, faulty))
-    same = table[["expiry", "strike", "type"]].iloc[order].duplicated().to_numpy()
-    out = np.zeros(len(table), bool)
-    out[order] = same
-    nameless = table[["expiry", "strike", "type"]].isna().any(axis=1).to_numpy()
-    return out & ~nameless
-
-
-DETAILS = {
-    "no strike": ("strike",),
-    "no discount": ("discount",),
-    "no unit": ("unit",),
-    "no time": ("time",),
-    "expired": ("expiry", "time"),
-    "no forward": ("forward",),
-    "no bid": ("bid",),
-    "no ask": ("ask",),
-    "no mark": ("mark",),
-    "absurd volatility": ("bid_volatility", "ask_volatility", "mark_volatility"),
-    "duplicated": ("expiry", "strike", "type"),
-}
-
-
-def _report(table: pd.DataFrame, reasons: dict, dropped: np.ndarray) -> pd.DataFrame:
-    """One row for every reason of every bad row."""
-    names = table["instrument"].to_numpy(object)
-    parts = []
-    for reason, which in reasons.items():
-        bad = np.flatnonzero(which)
-        columns = DETAILS.get(reason, ("bid", "ask"))
-        shown = [[f"{c} {_short(x)}" for x in table[c].iloc[bad].tolist()] for c in columns]
-        parts.append(pd.DataFrame({
-            "at": bad, "row": table.index[bad], "instrument": names[bad], "reason": reason,
-            "detail": [", ".join(words) for words in zip(*shown)],
-            "action": np.where(dropped[bad], "dropped", "missing"),
-        }))  # fmt: skip
-    parts = [part for part in parts if len(part)]
-    columns = ["row", "instrument", "reason", "detail", "action"]
-    if not parts:
-        return pd.DataFrame(columns=columns)
-    return pd.concat(parts).sort_values("at", kind="stable", ignore_index=True)[columns]
-
-
-def _short(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
 # -- arrays -------------------------------------------------------------------------------------
 
 
@@ -518,7 +321,7 @@ def quotes(table: pd.DataFrame, side: str = "out", level: str = "mid") -> Quotes
     table = table.assign(
         code=table["expiry"].map(pd.Series(range(len(expiries)), expiries.index)).astype(int),
         sign=table["type"].map({"call": 1.0, "put": -1.0}),
-        middle=_middle(table, level),
+        middle=middle_volatility(table, level),
         spread=(table["ask_volatility"] - table["bid_volatility"]) / 2,
     )
     forward = expiries["forward"].to_numpy()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 from emprob.errors import DataError
-from emprob.models import option_chain, option_tables
+from emprob.models import _faults, option_chain, option_tables
 from emprob.models import quotes as quote_arrays
 from emprob.models.option_chain import Clock, Limits, years
 
@@ -205,7 +205,7 @@ def test_every_fault_is_named_and_marks_only_its_row(reason, bad):
     table, report = option_chain.clean(chain, bad=bad, limits=Limits(widest=0.2))
     assert set(report["row"]) == {row}
     assert reason in set(report["reason"])
-    unplaced = reason in option_chain.UNPLACED
+    unplaced = reason in _faults.UNPLACED
     assert set(report["action"]) == {"dropped" if unplaced or bad == "drop" else "missing"}
     assert (row in table.index) == (bad == "missing" and not unplaced)
     if row in table.index:
