@@ -34,7 +34,7 @@ from emprob import chart, curvature
 from emprob.errors import ModelError
 from emprob.model import arguments
 from emprob.models import _report, _surface, _surface_plots, surface_heston
-from emprob.models.pricing import black, exotics, fourier, paths
+from emprob.models.pricing import affine, black, exotics, fourier, paths
 from emprob.models.quotes import Quotes
 
 Price = Callable[[Mapping[str, Array]], Array]  # parameters by site -> (C,) prices
@@ -240,8 +240,8 @@ def controls(drawn: paths.Paths, forwards: Any, law: Any) -> tuple[Array, Array]
     realised = exotics.realised_variance(drawn, forwards)
     known = (
         jnp.ones(1), fourier.price(law, last, strikes, dates[-1]) / spot,
-        exotics.geometric_asian_price(law, dates, forwards, spot)[None] / spot,
-        exotics.variance_swap_strike(law, dates, forwards)[None],
+        affine.geometric_asian_price(law, dates, forwards, spot)[None] / spot,
+        affine.variance_swap_strike(law, dates, forwards)[None],
     )  # fmt: skip
     ratio = jnp.exp(drawn.log_ratio[-1])
     return jnp.stack([ratio, *calls, mean, realised]), jnp.concatenate(known)

@@ -13,7 +13,7 @@ import emprob as ep
 from emprob.errors import ModelError
 from emprob.models import exotic_prices as xp
 from emprob.models import hedging as he
-from emprob.models.pricing import black, exotics, fourier
+from emprob.models.pricing import affine, black, exotics, fourier
 from emprob.models.pricing.characteristic import Heston
 from emprob.models.quotes import from_arrays
 
@@ -117,8 +117,8 @@ def exact_prices(quotes):
     def price(params):
         law = surface_heston.law(params)
         return jnp.stack([
-            exotics.geometric_asian_price(law, dates, 100.0, 105.0),
-            1e4 * exotics.variance_swap_strike(law, dates),
+            affine.geometric_asian_price(law, dates, 100.0, 105.0),
+            1e4 * affine.variance_swap_strike(law, dates),
             fourier.price(law, 100.0, 95.0, 0.7, -1.0),
         ])  # fmt: skip
 
@@ -182,7 +182,7 @@ def test_contracts_are_priced_as_one_by_one(key):
     plain = jax.vmap(exotics.estimate)(payoffs)
     assert (np.abs(found.value - plain.value) < FOUR * plain.error).all()
     assert (found.error < plain.error).all() and found.error[0] < 0.2 * plain.error[0]
-    swap = 100 * exotics.variance_swap_strike(LAW, dates)
+    swap = 100 * affine.variance_swap_strike(LAW, dates)
     assert float(found.value[-1]) == pytest.approx(float(swap), rel=1e-6)
 
 

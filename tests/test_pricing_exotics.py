@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
+from emprob.models.pricing import affine
 from emprob.models.pricing import american as am
 from emprob.models.pricing import exotics as ex
 from emprob.models.pricing import paths as pa
@@ -266,7 +267,7 @@ def test_transform_of_one_step_is_the_characteristic_function(law):
     expected = jax.vmap(lambda x: law.log_characteristic(x, 1.5))(u)
     for times in ([0.0, 1.5], [0.0, 0.2, 0.7, 1.5]):  # what is equal at all dates adds up
         slopes = 1j * u[:, None] * np.ones(len(times) - 1)
-        one = jax.vmap(ex.log_transform, (None, None, 0))(law, jnp.array(times), slopes)
+        one = jax.vmap(affine.log_transform, (None, None, 0))(law, jnp.array(times), slopes)
         np.testing.assert_allclose(one, expected, rtol=1e-10)
 
 
@@ -278,7 +279,7 @@ def test_geometric_asian_is_kemnas_and_vorsts(sign):
     spread = sigma**2 * np.minimum.outer(grid, grid).mean()
     middle = np.log(forwards[1:]).mean() - 0.5 * sigma**2 * grid.mean()
     expected = black(np.exp(middle + 0.5 * spread), 105.0, np.sqrt(spread), sign)
-    found = ex.geometric_asian_price(BlackScholes(sigma), grid, forwards, 105.0, sign)
+    found = affine.geometric_asian_price(BlackScholes(sigma), grid, forwards, 105.0, sign)
     assert found == pytest.approx(expected, abs=1e-9)
 
 
@@ -298,7 +299,7 @@ def test_geometric_asian_under_heston_is_quantlibs():
             ql.PlainVanillaPayoff(ql.Option.Call, strike), ql.EuropeanExercise(today + 365),
         )  # fmt: skip
         option.setPricingEngine(engine)
-        found = ex.geometric_asian_price(HESTON, np.array(days) / 365, 100.0, strike)
+        found = affine.geometric_asian_price(HESTON, np.array(days) / 365, 100.0, strike)
         assert found == pytest.approx(option.NPV(), abs=2e-5)
 
 
@@ -310,7 +311,7 @@ def test_geometric_asian_is_that_of_paths(law, key):
     paths = pa.simulate(law, key, grid, 20_000, pa.QuadraticExponential(2))
     for strike, sign in ((100.0, 1.0), (110.0, -1.0)):
         found = ex.estimate(ex.geometric_asian(paths, forwards, strike, sign), paths.weights)
-        assert_near(found, ex.geometric_asian_price(law, grid, forwards, strike, sign))
+        assert_near(found, affine.geometric_asian_price(law, grid, forwards, strike, sign))
 
 
 @pytest.mark.slow
@@ -507,7 +508,7 @@ def test_forward_start_under_heston_is_an_integral(key):
 
     def inner(u):
         s = (0.5 + 1j * u) * slopes
-        return np.exp(complex(ex.log_transform(HESTON, times, s))).real / (u**2 + 0.25)
+        return np.exp(complex(affine.log_transform(HESTON, times, s))).real / (u**2 + 0.25)
 
     nodes, weights = np.polynomial.legendre.leggauss(120)
     u, w = 60 * (nodes + 1), 60 * weights
@@ -524,17 +525,17 @@ def test_variance_swap_strike_is_the_mean_of_realised_variance(law, key):
     forwards = growing(100.0, 0.1, grid)
     paths = pa.simulate(law, key, grid, 40_000, pa.QuadraticExponential(4))
     found = ex.estimate(ex.realised_variance(paths, forwards), paths.weights)
-    assert_near(found, ex.variance_swap_strike(law, grid, forwards))
-    limit = ex.variance_swap_strike(law, dates(2.0, 20_000))
-    assert limit == pytest.approx(float(ex.expected_variance(law, 2.0)) / 2.0, rel=1e-4)
+    assert_near(found, affine.variance_swap_strike(law, grid, forwards))
+    limit = affine.variance_swap_strike(law, dates(2.0, 20_000))
+    assert limit == pytest.approx(float(affine.expected_variance(law, 2.0)) / 2.0, rel=1e-4)
 
 
 def test_variance_swap_of_heston_is_the_log_contract():
     """Without jumps the expected variance is -2 E x, a derivative of the transform."""
     step = 1e-5
-    mean = ex.log_transform(HESTON, jnp.array([0.0, 2.0]), jnp.array([step])).real / step
-    assert ex.expected_variance(HESTON, 2.0) == pytest.approx(-2 * float(mean), rel=1e-4)
-    assert ex.expected_variance(HESTON, 2.0) == pytest.approx(
+    mean = affine.log_transform(HESTON, jnp.array([0.0, 2.0]), jnp.array([step])).real / step
+    assert affine.expected_variance(HESTON, 2.0) == pytest.approx(-2 * float(mean), rel=1e-4)
+    assert affine.expected_variance(HESTON, 2.0) == pytest.approx(
         0.06 * 2 + 0.03 * (1 - np.exp(-4)) / 2
     )  # fmt: skip
 

@@ -6,6 +6,7 @@
 | `sabr`, `svi` | smiles in closed form and their arbitrage conditions |
 | `characteristic`, `fourier` | Heston, Bates, Merton: laws by characteristic function, and prices |
 | `paths`, `exotics`, `american` | simulation and what needs it |
+| `affine` | geometric Asians and variance swaps, exact |
 | `greeks` | derivatives of any price |
 
 Everything is on the forward and undiscounted unless it says otherwise; `sign` is 1 for a call and
