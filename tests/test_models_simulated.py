@@ -153,6 +153,18 @@ def test_saem_on_theophylline_is_adaptive_quadrature():
     assert ((two["estimate"] - one["estimate"]).abs() < allowed).all()
 
 
+@pytest.mark.exhaustive
+def test_pharmacokinetics_recovers_the_truth():
+    *data, _ = pharmacokinetics.simulate(3, 60)
+    model = ep.bind(pharmacokinetics.one_compartment, *data)
+    found = ep.fit(model, ep.Squarem(ep.EM(ep.Laplace(3))), key=0, progress=False)
+    assert found.converged, found.message
+    errors = found.standard_errors()
+    for site, truth in pharmacokinetics.TRUTH.items():
+        gap = np.abs(found.params[site] - truth) / errors[site]
+        assert (gap < 4.0).all(), (site, gap)
+
+
 # -- switching linear dynamics --------------------------------------------------------------------
 
 
