@@ -16,6 +16,7 @@ from jax import Array
 
 import emprob as ep
 from emprob.models import (
+    _draws,
     _report,
     _surface_plots,
     arbitrage,
@@ -177,8 +178,9 @@ def _files(model: Model, quotes: Quotes, found: ep.Fit, comparison: Any, opt) ->
     k = _surface_plots.grid(quotes)
     code = np.broadcast_to(np.arange(len(k))[:, None], k.shape)
     fitted = model.surface(found.params, quotes)(k, code)
-    draws = None if comparison is None else comparison.bayes.samples
-    interval = None if draws is None else band(model, quotes, k, draws)
+    interval = (
+        None if comparison is None else band(model, quotes, k, _draws.nuts_draws(comparison.bayes))
+    )
     bad = bad_probability(found)
     smiles = _surface_plots.plot_smiles(quotes, k, fitted, interval, bad)
     residuals = _surface_plots.plot_residuals(quotes, model.volatility(found.params, quotes), bad)

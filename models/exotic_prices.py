@@ -34,6 +34,7 @@ from emprob import chart, curvature
 from emprob.errors import ModelError
 from emprob.model import arguments
 from emprob.models import _report, _surface, _surface_plots, surface_heston
+from emprob.models._draws import nuts_draws
 from emprob.models.pricing import affine, black, exotics, fourier, paths
 from emprob.models.quotes import Quotes
 
@@ -47,14 +48,6 @@ def gaussian_draws(found: ep.Fit, key: Any, n: int = 500) -> dict[str, np.ndarra
     """Draws (n, ...) by site from the Gaussian approximation of a fit, parameters only."""
     drawn = found.sample(key, n)
     return {name: drawn[name] for name in found.model.params}
-
-
-def nuts_draws(bayes: ep.Bayes, n: int | None = None) -> dict[str, np.ndarray]:
-    """Draws (n, ...) by site of NUTS, parameters only, evenly thinned; all by default."""
-    flat = {k: np.concatenate(list(bayes.samples[k])) for k in bayes.model.params}
-    total = len(next(iter(flat.values())))
-    rows = np.linspace(0, total - 1, min(n or total, total)).astype(int)
-    return {k: v[rows] for k, v in flat.items()}
 
 
 def distribution(price: Price, draws: Mapping[str, Any], batch: int = 4) -> np.ndarray:

@@ -120,6 +120,7 @@ def expectations(params: _surface.Params, quotes: Quotes, move: float = 0.1) -> 
 MODEL = _surface.Model("implied_density", implied_density, surface)
 
 
+@_report.quickly
 def main(argv: Sequence[str] | None = None) -> ep.Fit:
     """Expectations in Bitcoin's options of 21 October 2021; returns the robust fit."""
     found = _surface.main(MODEL, argv, "What Bitcoin's options expect, robust to bad quotes")

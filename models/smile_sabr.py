@@ -18,7 +18,7 @@ import numpyro
 from jax import Array
 
 import emprob as ep
-from emprob.models import _surface, arbitrage, quote_noise
+from emprob.models import _report, _surface, arbitrage, quote_noise
 from emprob.models.arbitrage import Surface
 from emprob.models.pricing import sabr
 from emprob.models.quotes import Quotes
@@ -70,6 +70,7 @@ def smile_sabr(
 MODEL = _surface.Model("smile_sabr", smile_sabr, surface)
 
 
+@_report.quickly
 def main(argv: Sequence[str] | None = None) -> ep.Fit:
     """Bitcoin's smiles of 21 October 2021; returns the robust fit."""
     return _surface.main(MODEL, argv, "SABR smiles of Bitcoin options, robust to bad quotes")

@@ -17,7 +17,7 @@ import numpyro.distributions as dist
 from jax import Array
 
 import emprob as ep
-from emprob.models import _surface, quote_noise, surface_heston
+from emprob.models import _report, _surface, quote_noise, surface_heston
 from emprob.models.arbitrage import Surface
 from emprob.models.pricing.characteristic import Bates
 from emprob.models.quotes import Quotes
@@ -58,6 +58,7 @@ def surface_bates(
 MODEL = _surface.Model("surface_bates", surface_bates, surface)
 
 
+@_report.quickly
 def main(argv: Sequence[str] | None = None) -> ep.Fit:
     """Bitcoin's surface of 21 October 2021; returns the robust fit."""
     return _surface.main(MODEL, argv, "Bates' surface of Bitcoin options, robust to bad quotes")

@@ -17,7 +17,7 @@ import numpyro.distributions as dist
 from jax import Array
 
 import emprob as ep
-from emprob.models import _surface, quote_noise
+from emprob.models import _report, _surface, quote_noise
 from emprob.models.arbitrage import Surface
 from emprob.models.pricing import fourier
 from emprob.models.pricing.characteristic import Heston
@@ -73,6 +73,7 @@ def surface_heston(
 MODEL = _surface.Model("surface_heston", surface_heston, surface)
 
 
+@_report.quickly
 def main(argv: Sequence[str] | None = None) -> ep.Fit:
     """Bitcoin's surface of 21 October 2021; returns the robust fit."""
     return _surface.main(MODEL, argv, "Heston's surface of Bitcoin options, robust to bad quotes")

@@ -21,7 +21,7 @@ import numpyro.distributions as dist
 from jax import Array
 
 import emprob as ep
-from emprob.models import _surface, arbitrage, quote_noise
+from emprob.models import _report, _surface, arbitrage, quote_noise
 from emprob.models.arbitrage import Surface
 from emprob.models.pricing import svi
 from emprob.models.quotes import Quotes
@@ -121,6 +121,7 @@ def separate_svi(
 MODEL = _surface.Model("surface_svi", surface_svi, surface)
 
 
+@_report.quickly
 def main(argv: Sequence[str] | None = None) -> ep.Fit:
     """Bitcoin's surface of 21 October 2021; returns the robust fit."""
     return _surface.main(MODEL, argv, "SVI surface of Bitcoin options, robust to bad quotes")
