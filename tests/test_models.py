@@ -280,7 +280,7 @@ MAINS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore::emprob.ConvergenceWarning")  # forty draws are not a posterior
 @pytest.mark.parametrize("name", MAINS)
 def test_main_fits_compares_draws_and_says_where(name, tmp_path, capsys):
@@ -301,7 +301,7 @@ def test_main_fits_compares_draws_and_says_where(name, tmp_path, capsys):
     tree.close()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_main_without_nuts(tmp_path, capsys):
     found = gaussian_mixture.main(
         ["--quick", "--draws", "0", "--no-progress", "--out", str(tmp_path)]

@@ -298,7 +298,7 @@ MAINS = {
 RETURNS = ("stochastic_volatility", "heston_returns")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore::emprob.ConvergenceWarning")  # forty draws are not a posterior
 @pytest.mark.filterwarnings("ignore::emprob.DegeneracyWarning")  # nor is a filter of 32 particles
 @pytest.mark.parametrize("name", MAINS)

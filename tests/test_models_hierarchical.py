@@ -292,7 +292,7 @@ MAINS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore::emprob.ConvergenceWarning")  # forty draws are not a posterior
 @pytest.mark.parametrize("name", MAINS)
 def test_main_fits_compares_draws_and_says_where(name, tmp_path, capsys):
