@@ -1,6 +1,7 @@
 """Programs of volatility surfaces: truth found again, bad quotes flagged, no arbitrage."""
 
 import importlib
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,16 @@ from numpyro import handlers
 
 import emprob as ep
 from emprob.estep.enumerate import log_partition_of
-from emprob.models import _surface, arbitrage, implied_density, quote_noise, smile_sabr, surface_svi
+from emprob.models import (
+    _draws,
+    _surface,
+    arbitrage,
+    implied_density,
+    quote_noise,
+    smile_sabr,
+    surface_heston,
+    surface_svi,
+)
 from emprob.models.pricing import svi
 from emprob.models.quotes import Quotes
 
@@ -114,6 +124,21 @@ def test_a_missing_maturity_borrows_from_its_neighbours(sabr_quotes):
     assert se["alpha[1]"] > 3 * se["alpha[0]"]
 
 
+def test_the_band_has_the_draws_of_all_chains(sabr_quotes):
+    names, factors = tuple(SABR), np.array([[0.9, 1.0], [1.0, 1.1]])  # two chains of two draws
+    samples = {k: (factors[..., None] if k == "alpha" else 1.0) * np.ones((2, 2, 3)) * v
+               for k, v in SABR.items()}  # fmt: skip
+    bayes = SimpleNamespace(samples=samples, model=SimpleNamespace(params=names))
+    k = np.zeros((3, 1))
+    low, high = _surface.band(
+        smile_sabr.MODEL, sabr_quotes[0], k, _draws.nuts_draws(bayes), share=1.0
+    )
+    for end, factor in ((low, 0.9), (high, 1.1)):
+        params = SABR | {"alpha": factor * SABR["alpha"]}
+        want = smile_sabr.surface(params, sabr_quotes[0])(k[:, 0], np.arange(3))
+        np.testing.assert_allclose(end[:, 0], want, rtol=1e-12)
+
+
 @pytest.mark.slow
 def test_mixture_noise_is_the_indicator_summed_out(sabr_quotes):
     quotes = sabr_quotes[0]
@@ -127,15 +152,22 @@ def test_mixture_noise_is_the_indicator_summed_out(sabr_quotes):
     assert values[0] == pytest.approx(values[1], rel=1e-12)
 
 
-def test_binding_the_next_quotes_compiles_nothing(sabr_quotes):
+@pytest.mark.parametrize(
+    "program",
+    [
+        smile_sabr.smile_sabr,
+        pytest.param(surface_heston.surface_heston, marks=pytest.mark.slow),  # has a loop in it
+    ],
+)
+def test_binding_the_next_quotes_compiles_nothing(program, sabr_quotes):
     """Recalibration: what bind finds by evaluating the program is compiled once."""
     quotes, compiled = sabr_quotes[0], []
     tomorrow = with_mids(quotes, quotes.mid + 0.001)
-    ep.bind(smile_sabr.smile_sabr, quotes)
+    ep.bind(program, quotes)
     jax.monitoring.register_event_duration_secs_listener(
         lambda name, *_, **__: compiled.append(name) if "backend_compile" in name else None
     )
-    ep.bind(smile_sabr.smile_sabr, tomorrow)
+    ep.bind(program, tomorrow)
     jax.monitoring.clear_event_listeners()
     assert not compiled
 
