@@ -8,7 +8,7 @@ information gets NaN and a name, never a large number.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +19,7 @@ from jax import Array, lax
 
 from emprob import chart
 from emprob.hurried import Hurried
-from emprob.model import factors
+from emprob.work import cells, work_of
 
 MAX_COORDINATES = 2000
 MAX_BATCH_CELLS = 4_000_000  # columns of the Hessian that are formed together: memory
@@ -289,33 +289,6 @@ def outputs_jacobian(model: Any, coordinates: Mapping[str, Array]):
 
 def _batch(model: Any, params: Mapping[str, Array], size: int) -> int:
     return int(np.clip(MAX_BATCH_CELLS // cells(model, params), 1, size))
-
-
-def work_of(model: Any, coordinates: Mapping[str, Array]) -> int:
-    """Numbers in the tables of a model, once for each of its coordinates."""
-    constrain = lambda m, w: chart.from_coordinates(m.data.transforms, w)  # noqa: E731
-    params = jax.eval_shape(constrain, model, dict(coordinates))
-    return cells(model, params) * sum(x.size for x in coordinates.values())
-
-
-def cells(model: Any, params: Mapping[str, Array]) -> int:
-    """Number of cells of a model's tables.
-
-    Args:
-        model: a bound model.
-        params: by site; their shapes and types count.
-    """
-    leaves, treedef = jax.tree.flatten((model, dict(params)))
-    shapes = tuple(jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for x in leaves)
-    return _cells(treedef, shapes)
-
-
-@lru_cache(maxsize=16)
-def _cells(treedef: Any, shapes: tuple) -> int:
-    """As `cells`; the program is traced once per model and shape."""
-    out = jax.eval_shape(lambda m, p: [f.array for f in factors(m.evaluate(p))],
-                         *jax.tree.unflatten(treedef, shapes))  # fmt: skip
-    return sum(int(np.prod(x.shape)) for x in out) + 1
 
 
 # -- the report ---------------------------------------------------------------------------------

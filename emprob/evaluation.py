@@ -159,14 +159,18 @@ def distribution(term: Term, spec: TermSpec) -> Any:
 
 
 def statistics_of(term: Term, spec: TermSpec) -> tuple[Array, Array]:
-    """Weighted statistics (layout, P + 1), the last one the weight itself, and log h (layout,)."""
+    """Statistics (layout, P + 1), the last of them one, and log h (layout,).
+
+    Both weighted; but one weight of all rows is left to the naturals, which are fewer.
+    """
     family, d = spec.family, distribution(term, spec)
     assert family is not None
     statistics = family.statistics(d, term.value, term.origin)
     ones = jnp.ones((*statistics.shape[:-1], 1), statistics.dtype)
     statistics = jnp.concatenate([statistics, ones], -1)
     weight, log_base = term.coefficient, family.log_base(d, term.value)
-    statistics = jnp.where(weight[..., None] == 0, 0.0, weight[..., None] * statistics)
+    if weight.size > 1:
+        statistics = jnp.where(weight[..., None] == 0, 0.0, weight[..., None] * statistics)
     log_base = jnp.where(weight == 0, 0.0, weight * log_base)
     r = spec.reinterpreted
     if r:

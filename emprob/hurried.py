@@ -5,9 +5,7 @@ minute of optimisation for milliseconds of work. Where little is to be computed,
 leave most of its optimisation out, which takes less than half the time.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from functools import cache, cached_property, update_wrapper
 from typing import Any
 
@@ -16,18 +14,6 @@ from jax.core import Tracer
 
 OPTIONS = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 0}
 FEW = 30_000  # numbers; with many more the plain code costs what it saves
-
-_EVERYTHING: ContextVar[bool] = ContextVar("everything", default=False)
-
-
-@contextmanager
-def everything() -> Iterator[None]:
-    """Compile all that can be in a hurry, whatever its work: for a quick look at a program."""
-    token = _EVERYTHING.set(True)
-    try:
-        yield
-    finally:
-        _EVERYTHING.reset(token)
 
 
 @cache
@@ -42,17 +28,12 @@ def options() -> dict[str, Any] | None:
     return OPTIONS
 
 
-def _endless(*_: Any) -> float:
-    return float("inf")
-
-
 class Hurried:
     """A function that is jitted in a hurry for little work, else as always.
 
     Args:
         f: of arrays.
-        work: of the same positional arguments: how many numbers an operation has. By default so
-            many that only `everything` makes a hurry.
+        work: of the same positional arguments: how many numbers an operation has.
         few: up to how many it is in a hurry.
         settings: of `jax.jit`.
     """
@@ -60,7 +41,7 @@ class Hurried:
     def __init__(
         self,
         f: Callable,
-        work: Callable[..., float] = _endless,
+        work: Callable[..., float],
         few: float = FEW,
         **settings: Any,
     ):
@@ -73,8 +54,8 @@ class Hurried:
         return jax.jit(self.f, compiler_options=options(), **self.settings)
 
     def __call__(self, *args: Any, **more: Any) -> Any:
-        hurry = _EVERYTHING.get() or self.work(*args) <= self.few
-        hurry = hurry and not _traced((args, more))  # inside other code, it is compiled as that is
+        # inside other code, it is compiled as that is
+        hurry = not _traced((args, more)) and self.work(*args) <= self.few
         return (self.quick if hurry else self.thorough)(*args, **more)
 
     def _cache_size(self) -> int:
@@ -83,8 +64,3 @@ class Hurried:
 
 def _traced(tree: Any) -> bool:
     return any(isinstance(x, Tracer) for x in jax.tree.leaves(tree))
-
-
-def jit(**settings: Any) -> Callable[[Callable], Hurried]:
-    """A decorator as `jax.jit`, compiled in a hurry within `everything` only."""
-    return lambda f: Hurried(f, **settings)

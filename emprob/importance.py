@@ -7,6 +7,7 @@ trusted shows in the tail of the weights.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from emprob import _arviz, hurried
+from emprob import _arviz
 from emprob.agreement import GOOD_K
 from emprob.errors import ModelError
 from emprob.estep.conjugate import Conjugate
@@ -117,7 +118,7 @@ class _Found(NamedTuple):
     log_ratios: Any
 
 
-@hurried.jit(static_argnames="num")
+@partial(jax.jit, static_argnames="num")
 def _corrected(model: Any, params: dict[str, Array], key: Array, num: int) -> _Found:
     out = model.evaluate(params)
     count = len(model.structure.integrals)

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from emprob import hurried
 from emprob.model import LatentModel
 from emprob.types import Algorithm, Info, Params, State
 
@@ -38,7 +37,7 @@ class Loop(NamedTuple):
 GO, CONVERGED, FELL, NON_FINITE, OUT, STALLED = range(6)
 
 
-@hurried.jit(static_argnames="method")
+@partial(jax.jit, static_argnames="method")
 def init(model: LatentModel, method: Algorithm, params: Params, key: Array | None = None) -> State:
     """The algorithm's first state; a key if it draws."""
     return method.init(model, params) if key is None else method.init(model, params, key)  # pyright: ignore
@@ -129,7 +128,7 @@ def _decide_noisily(estep: Any, loop: Loop, new: State, info: Info, max_steps, t
     return _strong(Loop(state, state.params, objective, loop.count + (stop == GO), stop))
 
 
-@hurried.jit(static_argnames=("method", "capacity"))
+@partial(jax.jit, static_argnames=("method", "capacity"))
 def advance(model, method, loop: Loop, limit, max_steps, tol, capacity: int):
     """Up to `limit` steps of one run: how many, the loop after them, what they said."""
     return _loop_core(model, method, loop, limit, max_steps, tol, capacity)

@@ -15,6 +15,7 @@ from jax import Array
 from numpyro.distributions.transforms import Transform
 
 from emprob import space
+from emprob.contraction import contract
 from emprob.evaluation import Evaluation, Term, TermSpec, statistics_of
 from emprob.partition.plates import Factor, Layout
 from emprob.program import Interpreter, run
@@ -273,7 +274,11 @@ def log_factor(term: Term, spec: TermSpec, summed: tuple[int, ...] = ()) -> Arra
     """
     if spec.in_family_form:
         statistics, log_base = statistics_of(term, spec)
-        table = contract(term.natural, statistics, summed)
+        natural = term.natural
+        if term.coefficient.size == 1:
+            weight = term.coefficient.reshape(())
+            natural = jnp.where(weight == 0, 0.0, weight * natural)
+        table = contract(natural, statistics, summed)
         if not summed:
             return table + log_base
         shape = jnp.broadcast_shapes(term.natural.shape[:-1], statistics.shape[:-1])
@@ -284,31 +289,6 @@ def log_factor(term: Term, spec: TermSpec, summed: tuple[int, ...] = ()) -> Arra
         return term.coefficient * term.natural + term.offset
     kept = jnp.where(term.coefficient == 0, 0.0, term.natural)
     return term.coefficient * kept + term.offset
-
-
-def contract(natural: Array, statistics: Array, summed: tuple[int, ...] = ()) -> Array:
-    """Sum over the last axis of a broadcast product, as a matrix product where it can be one.
-
-    Args:
-        natural: (layout, P).
-        statistics: (layout, P).
-        summed: dimensions of the layout (negative) that are summed over as well, and kept.
-    """
-    letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVW"
-    rank = natural.ndim - 1
-    shape = jnp.broadcast_shapes(natural.shape[:-1], statistics.shape[:-1])
-
-    def squeezed(x: Array) -> tuple[Array, str]:
-        axes = [i for i in range(rank) if x.shape[i] > 1]
-        return x.reshape([x.shape[i] for i in axes] + [x.shape[-1]]), "".join(
-            letters[i] for i in axes
-        )
-
-    a, ia = squeezed(natural)
-    b, ib = squeezed(statistics)
-    shape = tuple(1 if i - rank in summed else n for i, n in enumerate(shape))
-    out = "".join(letters[i] for i in range(rank) if shape[i] > 1)
-    return jnp.einsum(f"{ia}Z,{ib}Z->{out}", a, b).reshape(shape)
 
 
 def _loose_plates(out: Evaluation, name: str) -> frozenset[str]:

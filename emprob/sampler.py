@@ -17,7 +17,6 @@ import numpy as np
 from jax import Array, lax
 from numpyro.infer.hmc import hmc
 
-from emprob import hurried
 from emprob.start_point import potential
 
 CHUNK = 100  # transitions between two looks of the host
@@ -53,7 +52,7 @@ def _kernel(settings: Settings) -> tuple[Any, Any]:
     return hmc(potential_fn_gen=potential_of, algo="NUTS")
 
 
-@hurried.jit(static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
 def _begin(settings: Settings, model: Any, chains: Array, covariance: Array, keys: Array) -> Any:
     """The state of every chain before its first transition; covariance (P, P), or (P,)."""
     init, _ = _kernel(settings)
@@ -72,7 +71,7 @@ def _begin(settings: Settings, model: Any, chains: Array, covariance: Array, key
     return lax.map(lambda x: one(*x), (chains, keys))
 
 
-@hurried.jit(static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
 def _advance(settings: Settings, model: Any, states: Any, count: Array) -> Any:
     """`count` <= CHUNK transitions of every chain, one chain after the other.
 

@@ -14,14 +14,14 @@ import numpy as np
 from jax import Array, lax
 from numpyro.distributions.transforms import IdentityTransform, IndependentTransform
 
-from emprob import hurried
 from emprob.chart import coordinate_labels
-from emprob.curvature import cells
 from emprob.errors import ModelError, nearest
 from emprob.estep.unsolved import is_solved
+from emprob.hurried import Hurried
 from emprob.posterior import marginals
 from emprob.space import LogRatioTransform
 from emprob.uncertainty import unconstrained_covariance
+from emprob.work import cells
 
 NEAREST = 1e-4  # how close to a corner of a simplex or an end of an interval a chain starts
 WIDEST = 3.0  # standard deviation, at most, on the log or logit scale
@@ -89,7 +89,7 @@ def potential(model: Any, u: Array) -> Array:
     return -(model.objective(model.constrain(sites)) + model.log_jacobian(sites))
 
 
-@hurried.jit()
+@jax.jit
 def potentials(model: Any, u: Array) -> Array:
     """The potential at (n, P) points, (n,); inf where it is not a number."""
     values = lax.map(functools.partial(potential, model), u)
@@ -108,7 +108,7 @@ def _work(model: Any, u: Array) -> int:
     return cells(model, params) * u.size
 
 
-hessian = hurried.Hurried(_hessian, _work)
+hessian = Hurried(_hessian, _work)
 
 
 # -- starts -------------------------------------------------------------------------------------

@@ -8,10 +8,12 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
+import jax
 import pandas as pd
 
 import emprob as ep
-from emprob import hurried
+
+HURRY = "jax_disable_most_optimizations"
 
 
 @dataclass(frozen=True)
@@ -63,14 +65,17 @@ def options(args: argparse.Namespace) -> Options:
 
 
 def quickly(main: Callable) -> Callable:
-    """A `main` that compiles in a hurry with `--quick`: most of a quick look is compiling."""
+    """A `main` that is compiled in a hurry with `--quick`: most of a quick look is compiling."""
 
     @wraps(main)
     def run(argv: Sequence[str] | None = None) -> Any:
         if "--quick" not in (sys.argv[1:] if argv is None else argv):
             return main(argv)
-        with hurried.everything():
+        jax.config.update(HURRY, True)
+        try:
             return main(argv)
+        finally:
+            jax.config.update(HURRY, False)
 
     return run
 

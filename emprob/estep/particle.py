@@ -1,6 +1,7 @@
 """The E-step by particles: filter forwards, draw paths backwards."""
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -8,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from emprob import hurried
 from emprob.estep.simulated import Simulated
 from emprob.keys import as_key
 from emprob.model import LatentModel
@@ -165,11 +165,11 @@ def _evidence(logs: np.ndarray) -> tuple[float, float]:
     return float((logs.max(0) + np.log(mean)).sum()), float(np.sqrt((error**2).sum()))
 
 
-@hurried.jit(static_argnames="estep")
+@partial(jax.jit, static_argnames="estep")
 def _logs(model: LatentModel, estep: Particle, params: Params, key: Array) -> Array:
     return estep.paths(model, params, key).by_series  # the paths are not computed
 
 
-@hurried.jit(static_argnames="estep")
+@partial(jax.jit, static_argnames="estep")
 def _some(model: LatentModel, estep: Particle, params: Params, key: Array) -> Paths:
     return estep.paths(model, params, key)

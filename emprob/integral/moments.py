@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from emprob import hurried
 from emprob.integral import quadrature
 from emprob.integral.block import Slot
 from emprob.integral.expectation import Problem, Solution, problem, rest_factors, solve
@@ -46,7 +45,7 @@ def branch_probabilities(
     return jax.grad(total)(tables)
 
 
-@hurried.jit(static_argnames="index")
+@partial(jax.jit, static_argnames="index")
 def moments(model: LatentModel, params: Params, index: int) -> dict[str, Moments]:
     """Of every site of one integral."""
     integral, data = model.structure.integrals[index], model.data.integrals[index]
@@ -120,7 +119,7 @@ def atom_draw(solution: Solution, key: Array) -> Array:
     return jnp.take_along_axis(solution.atoms, index, axis=0)[0]
 
 
-@hurried.jit(static_argnames="num")
+@partial(jax.jit, static_argnames="num")
 def draws(model: LatentModel, params: Params, key: Array, num: int) -> dict[str, Array]:
     """Joint draws of the continuous latents, by site (num, ...)."""
     from emprob.partition.plates import Sampler

@@ -4,13 +4,14 @@ A run does not ask: it costs one more search. The verdict does, once, at the end
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from emprob import hurried
 from emprob.estep.laplace import Laplace
 from emprob.integral.expectation import problem
 from emprob.integral.quadrature import find_mode, log_gaussian, precision
@@ -19,7 +20,7 @@ from emprob.model import LatentModel
 SMALL = 1e-6  # squared distance to the mode, in posterior standard deviations
 
 
-@hurried.jit(static_argnames="index")
+@partial(jax.jit, static_argnames="index")
 def _failed(model: LatentModel, params: Mapping[str, Array], index: int) -> Array:
     """(S,): no point was reached where the gradient is zero and the density curves downwards."""
     p = problem(model, params, index)

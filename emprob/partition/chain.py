@@ -10,8 +10,7 @@ is (T, K, B), ``active`` is None or (T, B or 1).
 
 from __future__ import annotations
 
-import operator
-from functools import partial, reduce
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -22,17 +21,13 @@ from jax.custom_batching import custom_vmap
 from emprob.partition import chain_blocks as blocks
 from emprob.partition.chain_blocks import Split
 from emprob.partition.chain_log import log_value, log_weights, log_zero, reachable
-
-
-def _tiny(x: Array) -> float:
-    """Below this a scaled message may have lost what it stands for: 1e-200 in float64."""
-    return float(jnp.finfo(x.dtype).tiny) ** 0.65
+from emprob.partition.chain_scaled import Messages, messages, normalised, tiny_of, weights
 
 
 class _Residual(NamedTuple):
     """What the reverse pass needs; the probabilities are kept, as a second exp costs a scan."""
 
-    mass: Array  # (T, K, B), scaled messages before they are normalised
+    messages: Messages
     trusted: Array  # (B,), 1 where they can be relied on, else 0
     trans: Array  # (T or 1, K, K, B or 1)
     emit: Array  # (T, K, B)
@@ -41,7 +36,8 @@ class _Residual(NamedTuple):
 class _BlockResidual(NamedTuple):
     """The same of one long sequence that is taken in blocks of time; see ``chain_blocks.py``."""
 
-    mass: Split
+    blocks: Messages
+    tail: Messages
     trusted: Array  # (1,)
     trans: Array  # (1, K, K, 1)
     emit: Split
@@ -65,85 +61,13 @@ def _max_shift(x: Array, axis) -> tuple[Array, Array]:
 
 def _scale_factors(log_trans: Array, log_emit: Array, active: Array | None) -> _Scaled:
     """Exponentiate both tables after taking their maxima out."""
-    num_states = log_emit.shape[1]
     emit, emit_shift = _max_shift(log_emit, 1)
     trans, trans_shift = _max_shift(log_trans, (1, 2))
     trans_shift = jnp.broadcast_to(trans_shift[:, 0, 0], (log_emit.shape[0], trans.shape[3]))
     if active is not None:
         trans_shift = jnp.where(active, trans_shift, 0.0)
-        if trans.shape[0] > 1:
-            trans = jnp.where(active[:, None, None], trans, 1.0 / num_states)
     log_scale = jnp.sum(emit_shift[:, 0] + trans_shift, 0)
     return _Scaled(trans, emit, log_scale)
-
-
-def _push(trans: Array, u: Array) -> Array:
-    """``sum_j trans[i, j] u[j]`` without a dot, whose call costs more than the arithmetic."""
-    if u.shape[0] > 4:  # measured: one reduction beats many terms from here on
-        return jnp.sum(trans * u[None], 1)
-    return reduce(operator.add, [trans[:, j] * u[j] for j in range(u.shape[0])])
-
-
-def _pull(r: Array, trans: Array) -> Array:
-    """``sum_i r[i] trans[i, j]`` without a dot."""
-    if r.shape[0] > 4:
-        return jnp.sum(r[:, None] * trans, 0)
-    return reduce(operator.add, [r[i] * trans[i] for i in range(r.shape[0])])
-
-
-def _static_mask(trans: Array, active: Array | None) -> Array | None:
-    """The mask the loops still have to apply: a varying table already holds uniform rows."""
-    return active if trans.shape[0] == 1 else None
-
-
-def _scan_inputs(trans: Array, active: Array | None):
-    """Per-step parts of the transition: (table or None, mask or None), and the fixed table."""
-    varying = trans if trans.shape[0] > 1 else None
-    return trans[0], varying, _static_mask(trans, active)
-
-
-def _scaled_masses(trans: Array, emit: Array, active: Array | None, start: Array) -> Array:
-    """Backward recursion from beta_T = start: masses[t, i] = sum_j A_ij b_t(j) beta_t(j)."""
-    fixed, varying, mask = _scan_inputs(trans, active)
-
-    def step(beta, xs):
-        b, table, live = xs
-        u = b * beta
-        mass = _push(fixed if table is None else table, u)
-        if live is not None:
-            mass = jnp.where(live, mass, jnp.mean(u, 0))
-        total = jnp.sum(mass, 0)
-        return mass / jnp.maximum(total, _tiny(total)), mass
-
-    return lax.scan(step, start, (emit, varying, mask), reverse=True)[1]
-
-
-def _scaled_rates(trans: Array, gain: Array, active: Array | None, rate: Array) -> Array:
-    """Forward recursion r_{t+1}(j) = gain_t(j) sum_i r_t(i) A_ij; returns r_1 .. r_T, (T, K, B)."""
-    fixed, varying, mask = _scan_inputs(trans, active)
-
-    def step(r, xs):
-        c, table, live = xs
-        mixed = _pull(r, fixed if table is None else table)
-        if live is not None:
-            mixed = jnp.where(live, mixed, jnp.mean(r, 0))
-        r = c * mixed
-        return r, r
-
-    return lax.scan(step, rate, (gain, varying, mask))[1]
-
-
-def _sum_of_logs(x: Array, width: int = 64) -> Array:
-    """Sum of log x over the first axis, one log for the product of ``width`` mantissas."""
-    if x.shape[0] == 0:
-        return jnp.zeros(x.shape[1:], x.dtype)
-    mantissa, exponent = jnp.frexp(x)
-    pad = ((0, -x.shape[0] % width), (0, 0))
-    mantissa = jnp.pad(mantissa, pad, constant_values=1.0).reshape(width, -1, x.shape[1])
-    # width mantissas of at least 1/2 stay above the smallest normal float32
-    logs = jnp.sum(jnp.log(jnp.prod(mantissa, 0)), 0)
-    powers = jnp.sum(exponent.astype(x.dtype), 0)
-    return logs + powers * jnp.log(jnp.asarray(2.0, x.dtype))
 
 
 def _once_if(needed: Array, compute, default):
@@ -167,7 +91,7 @@ def _lost(small: Array, mass, log_trans: Array, log_emit: Array, active: Array |
     """
 
     def check(_):
-        lost = (mass() < _tiny(log_emit)) & reachable(log_trans, log_emit, active)
+        lost = (mass() < tiny_of(log_emit)) & reachable(log_trans, log_emit, active)
         return jnp.any(lost, axis=(0, 1))
 
     return _once_if(jnp.any(small), check, small)
@@ -200,37 +124,32 @@ def _one_by_one(fun):
 def _step_by_step(log_trans: Array, log_emit: Array, active: Array | None):
     """log_beta (K, B), where it cannot be relied on (B,), and the residual, on probabilities."""
     scaled = _scale_factors(log_trans, log_emit, active)
-    start = jnp.ones(log_emit.shape[1:], log_emit.dtype)
-    mass = _scaled_masses(scaled.trans, scaled.emit, active, start)
-    log_totals = _sum_of_logs(jnp.sum(mass[1:], 1))
-    log_beta = jnp.log(mass[0]) + log_totals + scaled.log_scale
-    small = jnp.min(mass, axis=(0, 1)) < _tiny(mass)
-    failed = _lost(small, lambda: mass, log_trans, log_emit, active)
-    return log_beta, failed, _Residual(mass, failed, scaled.trans, scaled.emit)
+    last = jnp.ones(log_emit.shape[1:], log_emit.dtype)
+    found = messages(scaled.trans, scaled.emit, active, last)
+    log_beta = jnp.log(found.first) + found.log_totals() + scaled.log_scale
+    failed = _lost(found.small(), found.masses, log_trans, log_emit, active)
+    return log_beta, failed, _Residual(found, failed, scaled.trans, scaled.emit)
 
 
 def _in_blocks(log_trans: Array, log_emit: Array):
     """The same for one long sequence, all blocks of time side by side."""
-    tiny = _tiny(log_emit)
     trans, trans_shift = _max_shift(log_trans, (1, 2))
     cut = blocks.split(log_emit)
-    (body, shift), (tail, tail_shift) = _max_shift(cut.blocks, 1), _max_shift(cut.tail, 1)
-    log_scale = jnp.sum(shift) + jnp.sum(tail_shift) + log_emit.shape[0] * jnp.sum(trans_shift)
-    last = jnp.ones(log_emit.shape[1:], log_emit.dtype)
-    tail_mass = _scaled_masses(trans, tail, None, last)
-    if tail.shape[0]:
-        last = tail_mass[0] / jnp.maximum(jnp.sum(tail_mass[0]), tiny)
-    product = blocks.transfer(trans[0], body, tiny)
-    entries = blocks.entries_from_behind(product, last, tiny)
-    found = blocks.masses(trans[0], body, entries, tiny)
-    totals = found.total.at[0, 0].set(1.0)
-    log_totals = jnp.sum(_sum_of_logs(totals)) + jnp.sum(_sum_of_logs(jnp.sum(tail_mass, 1)))
-    log_beta = jnp.log(found.mass[0, :, :1]) + log_totals + log_scale
-    mass = Split(found.mass, tail_mass)
-    small = (found.least < tiny) | jnp.any(tail_mass < tiny)
-    failed = _lost(small[None], lambda: blocks.join(mass), log_trans, log_emit, None)
-    failed = failed | blocks.disagree(found.mass[0], entries, tiny)
-    return log_beta, failed, _BlockResidual(mass, failed, trans, Split(body, tail), product)
+    (body, shift), (end, end_shift) = _max_shift(cut.blocks, 1), _max_shift(cut.tail, 1)
+    log_scale = jnp.sum(shift) + jnp.sum(end_shift) + log_emit.shape[0] * jnp.sum(trans_shift)
+    tail = messages(trans, end, None, jnp.ones(log_emit.shape[1:], log_emit.dtype))
+    last, total = normalised(tail.first)
+    product = blocks.transfer(trans, body)
+    entries = blocks.entries_from_behind(product, last)
+    found = messages(trans, body, None, entries)
+    totals = jnp.append(jnp.sum(found.first[:, 1:], 0), total)
+    log_totals = jnp.sum(jnp.log(totals)) + jnp.sum(found.log_totals()) + jnp.sum(tail.log_totals())
+    log_beta = jnp.log(found.first[:, :1]) + log_totals + log_scale
+    small = jnp.any(found.small()) | jnp.any(tail.small())
+    masses = lambda: blocks.join(Split(found.masses(), tail.masses()))  # noqa: E731
+    failed = _lost(small[None], masses, log_trans, log_emit, None)
+    failed = failed | blocks.disagree(found.first, entries)
+    return log_beta, failed, _BlockResidual(found, tail, failed, trans, Split(body, end), product)
 
 
 @jax.custom_jvp
@@ -259,55 +178,27 @@ def _forward_jvp(primals, tangents):
     return out, (tangent, jax.tree.map(jnp.zeros_like, out[1]))
 
 
-def _pair_weights(trans, rates, u, active, shared: bool):
-    """Gradient of the transition's log-factors, trans * sum_t r_t(i) u_t(j), in their shape."""
-    if active is not None:
-        rates = jnp.where(active[:, None], rates, 0.0)
-    if trans.shape[0] > 1:
-        pairs = trans * rates[:, :, None] * u[:, None]
-        return jnp.sum(pairs, -1, keepdims=True) if shared else pairs
-    if shared:
-        return trans * jnp.einsum("tib,tjb->ij", rates, u)[None, :, :, None]
-    return trans * jnp.einsum("tib,tjb->ijb", rates, u)[None]
-
-
 def _first_rate(mass: Array, trusted: Array, cotangent: Array) -> Array:
     alive = (mass > 0.0) & (trusted > 0.0)
     return jnp.where(alive, cotangent / jnp.where(alive, mass, 1.0), 0.0)
 
 
-def _scaled_weights(log_trans, active, residual: _Residual, cotangent):
+def _scaled_weights(residual: _Residual, active, cotangent, shared: bool):
     """Gradient of <cotangent, log_beta> over the trusted sequences, on scaled probabilities."""
-    mass, trusted, trans, emit = residual
-    ones = jnp.ones_like(mass[:1])
-    ahead = jnp.concatenate([mass[1:], ones])
-    total = jnp.concatenate([jnp.sum(mass[1:], 1, keepdims=True), ones[:, :1]])
-    alive = (ahead > 0.0) & (trusted > 0.0)
-    gain = jnp.where(alive, emit / jnp.where(total > 0.0, total, 1.0), 0.0)
-    first = _first_rate(mass[0], trusted, cotangent)
-    rates = _scaled_rates(trans, gain, active, first)
-    before = jnp.concatenate([first[None], rates[:-1]])
-    shared = log_trans.shape[3] == 1
-    pairs = _pair_weights(trans, before, gain * ahead, active, shared)
-    return pairs, rates * ahead
+    found, trusted, trans, emit = residual
+    first = _first_rate(found.first, trusted, cotangent)
+    return weights(trans, emit, active, found, first, shared)
 
 
 def _block_weights(residual: _BlockResidual, cotangent):
     """The same for one long sequence, all blocks of time side by side."""
-    (mass, tail), trusted, trans, emit, product = residual
-    one = jnp.ones_like(cotangent)
-    after = (tail[0], jnp.sum(tail[0], 0)) if tail.shape[0] else (one, one[0])
-    behind = jnp.concatenate([mass[0, :, 1:], after[0]], 1)
-    totals = jnp.concatenate([jnp.sum(mass[0, :, 1:], 0), after[1]])
-    first = _first_rate(mass[0, :, :1], trusted, cotangent)
-    entries = blocks.entries_from_before(product, mass[0], behind, first)
-    sums, marginals, rate = blocks.weights(trans[0], emit.blocks, mass, (behind, totals), entries)
-    pairs = trans * sums[None, :, :, None]
-    if not tail.shape[0]:
-        return pairs, blocks.join(Split(marginals, tail))
+    found, tail, trusted, trans, emit, product = residual
+    first = _first_rate(found.first[:, :1], trusted, cotangent)
+    entries = blocks.entries_from_before(product, found, first)
+    pairs, marginals = weights(trans, emit.blocks, None, found, entries, True)
+    after = marginals[-1, :, -1:]  # of the state before the tail
     rest = _Residual(tail, trusted, trans, emit.tail)
-    # a rate before the tail is what a cotangent divided by its first mass would have been
-    tail_pairs, tail_marginals = _scaled_weights(trans, None, rest, rate[:, -1:] * tail[0])
+    tail_pairs, tail_marginals = _scaled_weights(rest, None, after, True)
     return pairs + tail_pairs, blocks.join(Split(marginals, tail_marginals))
 
 
@@ -318,7 +209,7 @@ def _weights(log_trans, log_emit, active, residual: _Residual, cotangent):
     if isinstance(residual, _BlockResidual):
         fast = _block_weights(residual, cotangent)
     else:
-        fast = _scaled_weights(log_trans, active, residual, cotangent)
+        fast = _scaled_weights(residual, active, cotangent, log_trans.shape[3] == 1)
 
     def careful(weights):
         rest = cotangent * (1.0 - residual.trusted)

@@ -10,15 +10,15 @@ fewer than B steps, (R, K, 1), that is taken step by step. T = L B + R.
 
 from __future__ import annotations
 
-import operator
-from functools import reduce
 from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
 
+from emprob.partition.chain_scaled import Messages, add, normalised, tiny_of
+
 MIN_STEPS = 4000  # measured: below this the loops of one step each are as fast
-MAX_STATES = 3  # measured: at four the products of matrices cost what they save
+MAX_STATES = 8  # measured: above, the products of matrices cost what they save
 
 
 class Split(NamedTuple):
@@ -56,144 +56,76 @@ def join(x: Split) -> Array:
     return jnp.concatenate([body, x.tail])
 
 
-def _push(trans: Array, u: Array) -> Array:
-    """``sum_j trans[i, j] u[j]``, written out: see ``chain.py``."""
-    return reduce(operator.add, [trans[:, j] * u[j] for j in range(u.shape[0])])
-
-
-def transfer(trans: Array, emit: Array, tiny: float) -> Array:
+def transfer(trans: Array, emit: Array) -> Array:
     """Product over the steps of a block of A diag(b_t), of sum near one, (K, K, B).
 
     A step is scaled by the sum of the one before it, which keeps the division out of its way.
 
     Args:
-        trans: (K, K, 1).
+        trans: (1, K, K, 1).
         emit: (L, K, B).
-        tiny: smallest number to divide by.
     """
-    num_states = emit.shape[1]
+    tiny, (_, num_states, count) = tiny_of(emit), emit.shape
 
     def step(carry, b):
         product, scale = carry
         u = (b * scale)[:, None] * product
-        new = sum(trans[:, j, None] * u[j] for j in range(num_states))
-        return (new, 1.0 / jnp.maximum(jnp.sum(new, (0, 1)), tiny)), None
+        product = (trans[0, ..., 0] @ u.reshape(num_states, -1)).reshape(product.shape)
+        total = add(add(product))
+        return (product, 1.0 / jnp.maximum(total, tiny)), None
 
-    start = jnp.broadcast_to(jnp.eye(num_states)[..., None], (num_states, *emit.shape[1:]))
-    start = (start.astype(emit.dtype), jnp.ones(emit.shape[2:], emit.dtype))
+    start = jnp.broadcast_to(jnp.eye(num_states)[..., None], (num_states, num_states, count))
+    start = (start.astype(emit.dtype), jnp.ones(count, emit.dtype))
     (product, scale), _ = lax.scan(step, start, emit, reverse=True)
     return product * scale
 
 
-class Masses(NamedTuple):
-    """Backward recursion over the blocks: masses (L, K, B), their sums (L, B), the least mass."""
-
-    mass: Array
-    total: Array
-    least: Array
-
-
-def masses(trans: Array, emit: Array, entries: Array, tiny: float) -> Masses:
-    """mass[t, i] = sum_j A_ij b_t(j) beta_t(j), beta the next mass divided by its sum.
-
-    Args:
-        trans: (K, K, 1).
-        emit: (L, K, B).
-        entries: beta after the last step of each block (K, B).
-        tiny: smallest number to divide by.
-    """
-
-    def step(carry, b):
-        mass, scale, least = carry
-        mass = _push(trans, (b * scale) * mass)
-        total = jnp.sum(mass, 0)
-        least = jnp.minimum(least, jnp.min(mass, 0))
-        return (mass, 1.0 / jnp.maximum(total, tiny), least), (mass, total)
-
-    one = jnp.ones(emit.shape[2:], emit.dtype)
-    (_, _, least), (mass, total) = lax.scan(step, (entries, one, one), emit, reverse=True)
-    return Masses(mass, total, jnp.min(least))
-
-
-def weights(trans: Array, emit: Array, mass: Array, behind: tuple[Array, Array], entries: Array):
-    """Forward recursion: sums of r_t(i) u_t(j) over all steps (K, K), marginals, last rates.
-
-    The pairs are added up on the way, while their factors are at hand.
-
-    Args:
-        trans: (K, K, 1).
-        emit: (L, K, B), zero throughout where nothing is to be summed.
-        mass: (L, K, B).
-        behind: the masses that follow each block (K, B), and their sums (B,).
-        entries: the rate before the first step of each block (K, B).
-    """
-    num_states = emit.shape[1]
-
-    def step(carry, inputs):
-        rate, pairs = carry
-        b, ahead, total = inputs
-        scale = jnp.where(total > 0.0, 1.0 / jnp.where(total > 0.0, total, 1.0), 0.0)
-        gain = jnp.where(ahead > 0.0, b * scale, 0.0)
-        pairs = pairs + rate[:, None] * (gain * ahead)
-        rate = gain * sum(rate[i] * trans[i] for i in range(num_states))
-        return (rate, pairs), rate * ahead
-
-    ahead = jnp.concatenate([mass[1:], behind[0][None]])
-    total = jnp.concatenate([jnp.sum(mass[1:], 1), behind[1][None]])
-    start = (entries, jnp.zeros((num_states, *emit.shape[1:]), emit.dtype))
-    (rate, pairs), marginals = lax.scan(step, start, (emit, ahead, total))
-    return jnp.sum(pairs, 2), marginals, rate
-
-
-def entries_from_behind(product: Array, last: Array, tiny: float) -> Array:
+def entries_from_behind(product: Array, last: Array) -> Array:
     """The backward message with which each block starts, of sum one, (K, B).
 
     Args:
         product: transfer matrices (K, K, B).
         last: the message after the last block, (K, 1).
-        tiny: smallest number to divide by.
     """
+    tiny = tiny_of(last)
 
     def step(message, matrix):
         new = jnp.sum(matrix * message, 1)
         return new / jnp.maximum(jnp.sum(new), tiny), message
 
-    messages = lax.scan(step, last[:, 0], jnp.moveaxis(product, 2, 0), reverse=True)[1]
-    return messages.T
+    return lax.scan(step, last[:, 0], jnp.moveaxis(product, 2, 0), reverse=True)[1].T
 
 
-def entries_from_before(product: Array, first: Array, behind: Array, rate: Array) -> Array:
+def entries_from_before(product: Array, found: Messages, rate: Array) -> Array:
     """The forward rate with which each block starts, (K, B).
 
-    The scale that the transfer matrices have lost is read off the masses: rate times mass is the
-    same at every step.
+    The scale that the transfer matrices have lost is read off the messages: the sum of rate times
+    message is the same at every step.
 
     Args:
         product: transfer matrices (K, K, B).
-        first: masses at the blocks' first steps (K, B).
-        behind: masses at the first step after each block (K, B).
+        found: messages of the blocks.
         rate: before the first block, (K, 1).
     """
-    moved = jnp.sum(jnp.sum(product * behind, 1), 0)
-    scale = jnp.where(moved > 0.0, jnp.sum(first, 0) / jnp.where(moved > 0.0, moved, 1.0), 0.0)
+    totals = jnp.sum(found.first, 0)
+    moved = jnp.sum(product * found.ahead[-1], (0, 1)) * jnp.append(totals[1:], 1.0)
+    scale = jnp.where(moved > 0.0, totals / jnp.where(moved > 0.0, moved, 1.0), 0.0)
 
     def step(rate, inputs):
         matrix, factor = inputs
         return factor * jnp.sum(rate[:, None] * matrix, 0), rate
 
-    inputs = (jnp.moveaxis(product, 2, 0), scale)
-    return lax.scan(step, rate[:, 0], inputs)[1].T
+    return lax.scan(step, rate[:, 0], (jnp.moveaxis(product, 2, 0), scale))[1].T
 
 
-def disagree(first: Array, entries: Array, tiny: float) -> Array:
+def disagree(first: Array, entries: Array) -> Array:
     """Whether a message made from transfer matrices is not the one found step by step.
 
     Args:
         first: masses at the blocks' first steps (K, B).
         entries: the messages with which the blocks start (K, B).
-        tiny: what is smaller need not agree.
     """
-    found = first / jnp.maximum(jnp.sum(first, 0), tiny)
+    found, _ = normalised(first)
     tolerance = float(jnp.finfo(first.dtype).eps) ** 0.5
     gap = jnp.abs(found[:, 1:] - entries[:, :-1])
-    return jnp.any(gap > tolerance * found[:, 1:] + tiny)
+    return jnp.any(gap > tolerance * found[:, 1:] + tiny_of(first))
