@@ -9,9 +9,9 @@ from emprob.families.views import COVARIANCE, VECTOR
 
 
 def _mvn_statistics(d, x, origin):
-    y = jnp.moveaxis(real(x) - origin, -1, 0)  # products of whole rows: the layout of the two dots
-    rows, cols = jnp.tril_indices(len(y))
-    return jnp.moveaxis(jnp.concatenate([y, y[rows] * y[cols]]), 0, -1)
+    y = real(x) - origin
+    rows, cols = jnp.tril_indices(y.shape[-1])
+    return jnp.concatenate([y, y[..., rows] * y[..., cols]], -1)
 
 
 def _mvn_natural(d, origin):
