@@ -8,8 +8,9 @@ gains an order), so that scores, standard errors and NUTS see the exact derivati
 Source: Pinheiro & Bates (1995) for the adaptive rule; Kristensen et al. (2016, TMB) for Laplace.
 """
 
-from functools import lru_cache
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -60,16 +61,23 @@ def value_and_gradient(f: Field, z: Array) -> tuple[Array, Array]:
 
 def precision(f: Field, z: Array, real: Array) -> Precision:
     """Minus the Hessian of every series; one for each coordinate that is not real."""
-    p = plain_precision(f, z, real)
-    diag = p.diag * real[..., None] + jnp.eye(z.shape[-1]) * (1.0 - real)[..., None]
+    return _filled(plain_precision(f, z, real), real)
+
+
+def _filled(p: Precision, real: Array) -> Precision:
+    diag = p.diag * real[..., None] + jnp.eye(real.shape[-1]) * (1.0 - real)[..., None]
     return Precision(diag, p.below)
 
 
 def plain_precision(f: Field, z: Array, real: Array) -> Precision:
-    """Minus the Hessian of every series, its columns found three positions apart at a time."""
+    """Minus the Hessian of every series."""
+    return _columns(jax.linearize(lambda x: gradient(f, x), z)[1], z, real)
+
+
+def _columns(push: Callable[[Array], Array], z: Array, real: Array) -> Precision:
+    """Minus a Hessian from its products with vectors, three positions apart at a time."""
     steps, width = z.shape[2:]
     colours = min(steps, 3)
-    _, push = jax.linearize(lambda x: gradient(f, x), z)
     number = jnp.arange(steps) % colours
     directions = jnp.eye(colours)[:, number][:, None, :, None] * jnp.eye(width)[None, :, None, :]
     directions = directions.reshape(-1, 1, 1, steps, width) * real
@@ -112,41 +120,67 @@ def log_gaussian(p: Precision, g: Array, real: Array) -> Array:
     return total - 0.5 * LOG_2PI * (1.0 - real).sum((-2, -1))
 
 
+class _Look(NamedTuple):
+    """A log-density at a point: value (B, S), gradient (B, S, T, D) and precision."""
+
+    value: Array
+    gradient: Array
+    precision: Precision
+
+
+def _look(f: Field, z: Array, real: Array) -> _Look:
+    """All three from one pass."""
+    (value, g), push = jax.linearize(partial(value_and_gradient, f), z)
+    return _Look(value, g * real, _filled(_columns(lambda v: push(v)[1], z, real), real))
+
+
+class _Move(NamedTuple):
+    """A Newton step (B, S, T, D), whether it is one, and its squared length in sds (B, S)."""
+
+    move: Array
+    good: Array
+    decrement: Array
+
+
+def _newton(at: _Look, damping: Array) -> _Move:
+    p = at.precision
+    size = jnp.abs(jnp.diagonal(p.diag, axis1=-2, axis2=-1)) + 1e-8
+    ridge = damping[..., None, None] * size
+    damped = Precision(p.diag + ridge[..., None] * jnp.eye(size.shape[-1]), p.below)
+    move, good = solve(damped, at.gradient)
+    move = jnp.where(good[..., None, None] & jnp.isfinite(move), move, 0.0)
+    decrement = (move * at.gradient).sum((2, 3)) * (1.0 + damping)
+    return _Move(move, good, jnp.where(good, decrement, jnp.inf))
+
+
+def _where(condition: Array, new: Any, old: Any) -> Any:
+    """Choose by branch and series (B, S) in arrays with these axes first."""
+    chosen = lambda a, b: jnp.where(condition.reshape(*condition.shape, *[1] * (a.ndim - 2)), a, b)  # noqa: E731
+    return jax.tree.map(chosen, new, old)
+
+
 def find_mode(f: Field, z: Array, real: Array) -> Mode:
     """Damped Newton ascent of every branch and series by itself."""
 
     def going(carry):
-        i, _, _, _, decrement, stuck, _ = carry
-        return (i < MAX_ITERATIONS) & jnp.any((decrement > TOLERANCE) & ~stuck)
+        i, _, _, damping, next = carry
+        return (i < MAX_ITERATIONS) & jnp.any((next.decrement > TOLERANCE) & (damping <= 1e12))
 
     def step(carry):
-        i, z, value, damping, _, _, _ = carry
-        g = gradient(f, z) * real
-        p = precision(f, z, real)
-        size = jnp.abs(jnp.diagonal(p.diag, axis1=-2, axis2=-1)) + 1e-8
-        ridge = damping[..., None, None] * size
-        damped = Precision(p.diag + ridge[..., None] * jnp.eye(z.shape[-1]), p.below)
-        move, good = solve(damped, g)
-        move = jnp.where(good[..., None, None] & jnp.isfinite(move), move, 0.0)
-        new = z + move
-        after = f(new)
-        slack = 1e-12 * (1.0 + jnp.abs(value))
-        accepted = good & (after >= value - slack)
-        decrement = (move * g).sum((2, 3)) * (1.0 + damping)
-        decrement = jnp.where(good, decrement, jnp.inf)
-        z = jnp.where(accepted[..., None, None], new, z)
+        i, z, at, damping, next = carry
+        new = z + next.move
+        ahead = _look(f, new, real)
+        slack = 1e-12 * (1.0 + jnp.abs(at.value))
+        accepted = next.good & (ahead.value >= at.value - slack)
+        z, at = _where(accepted, (new, ahead), (z, at))
         less = jnp.where(damping > 1e-6, 0.1 * damping, 0.0)
         damping = jnp.where(accepted, less, jnp.maximum(10 * damping, 1e-3))
-        stuck = damping > 1e12
-        return i + 1, z, jnp.where(accepted, after, value), damping, decrement, stuck, p
+        return i + 1, z, at, damping, _newton(at, damping)
 
-    b, s = z.shape[:2]
-    zero = jnp.zeros((b, s), z.dtype)
-    width, steps = z.shape[-1], z.shape[2]
-    blank = Precision(*(jnp.zeros((b, s, t, width, width), z.dtype) for t in (steps, steps - 1)))
-    carry = (jnp.zeros((), int), z, f(z), zero, zero + jnp.inf, zero > 1.0, blank)
-    i, z, _, _, decrement, _, p = lax.while_loop(going, step, carry)
-    return Mode(z, decrement, i, p)
+    at, damping = _look(f, z, real), jnp.zeros(z.shape[:2], z.dtype)
+    carry = (jnp.zeros((), int), z, at, damping, _newton(at, damping))
+    i, z, at, _, last = lax.while_loop(going, step, carry)
+    return Mode(z + last.move, last.decrement, i, at.precision)
 
 
 class Around(NamedTuple):
