@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
+from emprob.dependence import scan_sizes
+
 _CALLS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 
 
@@ -119,7 +121,7 @@ def _bind(eqn: Any, data: list[Datum]) -> list:
 
 def _scan(eqn: Any, atoms: list[Atom]) -> list[Atom]:
     """The body once: its inputs over time as they are, its carry taken as not data."""
-    consts, carry = eqn.params["num_consts"], eqn.params["num_carry"]
+    consts, carry = scan_sizes(eqn)
     body = eqn.params["jaxpr"]
     state = [Atom(None, a.reached) for a in atoms[consts : consts + carry]]
     xs = [_over_time(a) for a in atoms[consts + carry :]]

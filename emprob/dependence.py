@@ -33,7 +33,7 @@ def dependence(jaxpr: Jaxpr, sources: Sequence[bool]) -> list[bool]:
 def _outputs(eqn, marks: list[bool]) -> list[bool]:
     name = eqn.primitive.name
     if name == "scan":
-        return _scan(eqn.params, marks)
+        return _scan(eqn, marks)
     if name == "while":
         return _while(eqn.params, marks)
     if name in _TRANSPARENT:
@@ -49,9 +49,25 @@ def _open(jaxpr) -> Jaxpr | None:
     return jaxpr if isinstance(jaxpr, Jaxpr) else None
 
 
-def _scan(params, marks: list[bool]) -> list[bool]:
+def scan_sizes(eqn) -> tuple[int, int]:
+    """How many inputs of a scan are the same at all steps, and how many it carries.
+
+    Read off the shapes, as JAX has changed the names of the parameters: what goes in or comes out
+    by time has an axis less in the body.
+    """
+    body = _open(eqn.params["jaxpr"])
+    assert body is not None
+
+    def by_time(outer, inner) -> int:
+        return sum(len(a.aval.shape) > len(b.aval.shape) for a, b in zip(outer, inner, strict=True))
+
+    carry = len(eqn.outvars) - by_time(eqn.outvars, body.outvars)
+    return len(eqn.invars) - by_time(eqn.invars, body.invars) - carry, carry
+
+
+def _scan(eqn, marks: list[bool]) -> list[bool]:
     """Carry to a fixed point: what a loop's state can be reached by after any number of steps."""
-    jaxpr, consts, carry = _open(params["jaxpr"]), params["num_consts"], params["num_carry"]
+    jaxpr, (consts, carry) = _open(eqn.params["jaxpr"]), scan_sizes(eqn)
     assert jaxpr is not None
     while True:
         out = dependence(jaxpr, marks)
