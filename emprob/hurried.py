@@ -18,14 +18,18 @@ FEW = 30_000  # numbers; with many more the plain code costs what it saves
 
 @cache
 def options() -> dict[str, Any] | None:
-    """The options, where this version of XLA knows them; elsewhere none."""
+    """Those of the options that this version of XLA knows; None if there are none."""
     if jax.default_backend() != "cpu":
         return None
+    return {k: v for k, v in OPTIONS.items() if _is_known({k: v})} or None
+
+
+def _is_known(option: dict[str, Any]) -> bool:
     try:
-        jax.jit(lambda x: x, compiler_options=OPTIONS)(0.0)
+        jax.jit(lambda x: x, compiler_options=option)(0.0)
     except Exception:  # whatever XLA says of an option that it does not know
-        return None
-    return OPTIONS
+        return False
+    return True
 
 
 class Hurried:

@@ -326,7 +326,7 @@ def instants(*texts):
 def test_the_default_clock_is_the_calendar():
     start, end = instants("2026-01-05T08:00"), instants("2026-03-27T08:00", "2025-12-30T20:00")
     np.testing.assert_allclose(years(Clock(), start, end), [81 / 365, -5.5 / 365], rtol=1e-12)
-    assert np.isnan(years(Clock(), np.datetime64("NaT"), end)).all()
+    assert np.isnan(years(Clock(), np.datetime64("NaT", "ns"), end)).all()
 
 
 def test_weekends_holidays_and_nights_weigh_what_they_are_told():
