@@ -35,6 +35,14 @@ def _compiled_code_goes_with_its_module():
 
 
 @pytest.fixture(autouse=True)
+def _compiled_code_goes_before_there_is_too_much():
+    """Within a long module too: 65530 maps are the kernel's default limit, and XLA aborts there."""
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 30_000:
+        jax.clear_caches()
+
+
+@pytest.fixture(autouse=True)
 def _global_state_unchanged():
     """A fit must leave the user's settings as they were; figures do not pile up."""
     before = (jax.config.jax_enable_x64, jax.config.jax_debug_nans, jax.config.jax_disable_jit)
