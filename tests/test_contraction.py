@@ -1,5 +1,7 @@
 """Natural parameters times statistics: the same numbers and derivatives whichever way is taken."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +21,7 @@ SHAPES = {
 }
 
 
-@pytest.fixture(params=[2, FEW_STATISTICS, FEW_STATISTICS + 1], ids="{} statistics".format)
+@pytest.fixture(params=[2, FEW_STATISTICS + 1], ids="{} statistics".format)
 def num(request):
     return request.param
 
@@ -37,25 +39,26 @@ def plain(natural, statistics):
 def test_values_and_sums_over_axes(arrays):
     np.testing.assert_allclose(contract(*arrays), plain(*arrays), rtol=1e-13)
     table = plain(*arrays)
-    if all(x.shape[0] == table.shape[0] for x in arrays):
-        return  # only what varies is summed with a product
-    summed = plain(*arrays).sum(0, keepdims=True)
-    np.testing.assert_allclose(contract(*arrays, (-table.ndim,)), summed, rtol=1e-12)
+    summed = contract(*arrays, (-table.ndim,))
+    np.testing.assert_allclose(summed, table.sum(0, keepdims=True), rtol=1e-12)
 
 
 def test_derivatives_forwards_backwards_and_twice(arrays):
     weight = jnp.asarray(np.random.default_rng(1).normal(size=plain(*arrays).shape))
 
-    def loss(f):
-        return lambda *x: (weight * jnp.sin(f(*x))).sum()
-
-    for transform in (
-        lambda f: jax.grad(f, (0, 1))(*arrays),
-        lambda f: jax.jvp(f, arrays, [x + 1.0 for x in arrays]),
-        lambda f: jax.hessian(f, (0, 1))(*arrays),
-        lambda f: jax.vmap(jax.grad(f), (0, None))(jnp.stack([arrays[0], -arrays[0]]), arrays[1]),
-    ):
-        ours, theirs = transform(loss(contract)), transform(loss(plain))
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12), ours, theirs
+    def derivatives(f, natural, statistics):
+        loss = lambda a, b: (weight * jnp.sin(f(a, b))).sum()  # noqa: E731
+        slope = jax.grad(loss, (0, 1))
+        moved = (natural + 1.0, statistics - 1.0)
+        both = jnp.stack([natural, -natural])
+        return (
+            slope(natural, statistics),
+            jax.jvp(loss, (natural, statistics), moved),
+            jax.jvp(slope, (natural, statistics), moved),
+            jax.grad(lambda a: slope(a, statistics)[0].sum())(natural),
+            jax.vmap(jax.grad(loss), (0, None))(both, statistics),
         )
+
+    ours, theirs = (jax.jit(partial(derivatives, f))(*arrays) for f in (contract, plain))
+    close = partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-12)
+    jax.tree.map(close, ours, theirs)
