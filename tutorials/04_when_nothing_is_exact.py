@@ -216,11 +216,12 @@ pd.DataFrame(
 )
 
 # %% [markdown]
-# Read this table first of all. Where the importance weights around the mode have a good k-hat, as
-# here, the end of a run uses the simulated likelihood itself, with draws of its own, whatever
-# E-step brought it there: three columns differ by noise alone. With a bad k-hat it would use the
-# draws of the E-step. The variational column says *a lower bound*: its number is no likelihood, and
-# its optimum is that of the bound.
+# Read this table first of all. Where the importance weights around the mode have a k-hat below a
+# half, as at the first and the third estimate, the end of a run uses the simulated likelihood
+# itself, with draws of its own, whatever E-step brought it there: these two columns differ by
+# noise alone. At the estimate of SAEM the k-hat came out above a half, and the run ends with the
+# draws of the E-step, by Louis' identity: rougher, and it says so. The variational column says *a
+# lower bound*: its number is no likelihood, and its optimum is that of the bound.
 #
 # ## NUTS on the same program
 #
@@ -294,12 +295,12 @@ axes[0].set_yticks(range(len(table)), table.index)
 axes[0].invert_yaxis()
 
 # %% [markdown]
-# Importance sampling, SAEM, particles and Laplace all agree with the exact estimate to a small part
-# of a standard error: more draws would buy digits that the data cannot fill. Look at the Monte
-# Carlo errors too: equally many draws, and yet they differ much from row to row, and SAEM, which
-# states the smallest, is several of its errors off in `sigma`. Such errors are estimated from the
-# weights, and weights with a k-hat like SAEM's above have a long tail that a sample may miss. A
-# Monte Carlo error from one run is an order of magnitude.
+# Importance sampling, particles and Laplace agree with the exact estimate to a small part of a
+# standard error: more draws would buy digits that the data cannot fill. SAEM is farther off, by
+# about the Monte Carlo error that it states, the largest by far. What parts it from the others is
+# one estimate of k-hat, a little above the limit here and a little below it in another run. Such
+# errors are themselves estimated, from weights whose long tail a sample may miss: a Monte Carlo
+# error from one run is an order of magnitude.
 #
 # NUTS gives means, not modes, of a skewed posterior, so its row need not agree; its bars are longer
 # where the posterior has a tail. It is also the one that says that it has not converged.
