@@ -38,13 +38,11 @@ class Mode(NamedTuple):
     Attributes:
         z: (B, S, T, D).
         decrement: (B, S), squared distance to the maximum in posterior standard deviations.
-        iterations: Newton steps taken.
         precision: of the last step.
     """
 
     z: Array
     decrement: Array
-    iterations: Array
     precision: Precision
 
 
@@ -155,7 +153,10 @@ def _newton(at: _Look, damping: Array) -> _Move:
 
 def _where(condition: Array, new: Any, old: Any) -> Any:
     """Choose by branch and series (B, S) in arrays with these axes first."""
-    chosen = lambda a, b: jnp.where(condition.reshape(*condition.shape, *[1] * (a.ndim - 2)), a, b)  # noqa: E731
+
+    def chosen(a: Array, b: Array) -> Array:
+        return jnp.where(condition.reshape(*condition.shape, *[1] * (a.ndim - 2)), a, b)
+
     return jax.tree.map(chosen, new, old)
 
 
@@ -163,15 +164,15 @@ def find_mode(f: Field, z: Array, real: Array) -> Mode:
     """Damped Newton ascent of every branch and series by itself."""
 
     def going(carry):
-        i, _, _, damping, next = carry
-        return (i < MAX_ITERATIONS) & jnp.any((next.decrement > TOLERANCE) & (damping <= 1e12))
+        i, _, _, damping, planned = carry
+        return (i < MAX_ITERATIONS) & jnp.any((planned.decrement > TOLERANCE) & (damping <= 1e12))
 
     def step(carry):
-        i, z, at, damping, next = carry
-        new = z + next.move
+        i, z, at, damping, planned = carry
+        new = z + planned.move
         ahead = _look(f, new, real)
         slack = 1e-12 * (1.0 + jnp.abs(at.value))
-        accepted = next.good & (ahead.value >= at.value - slack)
+        accepted = planned.good & (ahead.value >= at.value - slack)
         z, at = _where(accepted, (new, ahead), (z, at))
         less = jnp.where(damping > 1e-6, 0.1 * damping, 0.0)
         damping = jnp.where(accepted, less, jnp.maximum(10 * damping, 1e-3))
@@ -179,8 +180,9 @@ def find_mode(f: Field, z: Array, real: Array) -> Mode:
 
     at, damping = _look(f, z, real), jnp.zeros(z.shape[:2], z.dtype)
     carry = (jnp.zeros((), int), z, at, damping, _newton(at, damping))
-    i, z, at, _, last = lax.while_loop(going, step, carry)
-    return Mode(z + last.move, last.decrement, i, at.precision)
+    _, z, at, _, last = lax.while_loop(going, step, carry)
+    move = _where(last.decrement <= TOLERANCE, last.move, jnp.zeros_like(z))  # else it is not tried
+    return Mode(z + move, last.decrement, at.precision)
 
 
 class Around(NamedTuple):

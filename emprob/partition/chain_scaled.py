@@ -53,13 +53,12 @@ def _per_step(trans: Array, active: Array | None) -> tuple[Array | None, Array |
 
 
 class Messages(NamedTuple):
-    """Backward messages, unscaled sums over what follows.
+    """Backward messages: sums over what follows, before they are scaled.
 
     Attributes:
         ahead: (T, K, B), what follows each step, up to a factor.
         scale: (T, B), one over the sum of ``ahead``; one at the last step.
-        first: (K, B), what the first step and all others make of the state before, up to the
-            product of all sums.
+        first: (K, B), what all steps make of the state before the first, divided by every sum.
     """
 
     ahead: Array

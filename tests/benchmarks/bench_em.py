@@ -2,11 +2,10 @@
 
 Run ``python tests/benchmarks/bench_em.py [workload ...]``; without names, all workloads. Each
 workload has a process of its own on one core, as not every library can be told to use one thread;
-float64, CPU. The first call of each
-peer is apart (compiling); warm calls go round-robin over the peers and the minimum counts. Beside
-wall milliseconds per EM iteration stand CPU milliseconds: on a busy machine these are the ones to
-trust. All peers start from the same parameters, and their log-likelihoods after the timed steps
-are compared, so that equal work is timed.
+float64, CPU. The first call of each peer is apart (compiling); warm calls go round-robin over the
+peers and the minimum counts. Beside wall milliseconds per EM iteration stand CPU milliseconds: on a
+busy machine these are the ones to trust. All peers start from the same parameters, and their
+log-likelihoods after the timed steps are compared, so that equal work is timed.
 
 dynamax is timed where it can be imported; set ``DYNAMAX_PYTHON`` to another interpreter to time it
 in an environment of its own.
