@@ -7,10 +7,13 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 
+from emprob.ascent import Ascent, climb, unseen
+from emprob.estep.fixed_key import FixedKey
 from emprob.model import LatentModel
-from emprob.objective import Ascent, dot, newton_step, subtract
-from emprob.types import Info, Params, State
+from emprob.objective import dot, subtract
+from emprob.types import EStep, Info, Params, SimulatedEStep, State
 
 
 @dataclass(frozen=True)
@@ -19,15 +22,24 @@ class MAP:
 
     Attributes:
         optimizer: an Optax transformation; None: damped Newton steps on the exact Hessian.
+        estep: how log Z is found, such as `ep.Laplace(1)` or `ep.Grid()`; None: as `bind` chose.
     """
 
     optimizer: Any = None
+    estep: EStep | None = None
 
     def __post_init__(self):
         o = self.optimizer
         if o is not None and not (hasattr(o, "init") and hasattr(o, "update")):
             raise ValueError(
                 f"MAP(optimizer={o!r}): expected an optax transformation, such as optax.adam(1e-2)."
+            )
+        e = self.estep
+        drawn = type | SimulatedEStep | FixedKey
+        if e is not None and (not isinstance(e, EStep) or isinstance(e, drawn)):
+            raise ValueError(
+                f"MAP(estep={e!r}): expected a deterministic E-step, such as ep.Laplace(1); draws "
+                "need ep.EM(estep)."
             )
 
     @property
@@ -36,9 +48,9 @@ class MAP:
         return self.optimizer is None
 
     def init(self, model: LatentModel, params: Params) -> State:
-        if self.optimizer is None:
-            return State(params, ())
-        return State(params, self.optimizer.init(model.unconstrain(params)))
+        u = model.unconstrain(params)
+        memory = unseen(ravel_pytree(u)[0]) if self.optimizer is None else self.optimizer.init(u)
+        return State(params, memory)
 
     def step(self, model: LatentModel, state: State) -> tuple[State, Info]:
         u = model.unconstrain(state.params)
@@ -53,7 +65,9 @@ class MAP:
 
     def _move(self, objective: Callable, u: Params, memory: Any) -> tuple[Ascent, Any]:
         if self.optimizer is None:
-            return newton_step(objective, u), memory
+            _, unravel = ravel_pytree(u)
+            here, ahead = climb(lambda x: objective(unravel(x)), memory)
+            return Ascent(unravel(ahead.x), here.value, unravel(here.gradient)), ahead
         value, gradient = jax.value_and_grad(objective)(u)
         loss = lambda v: -objective(v)  # noqa: E731
         down = {k: -g for k, g in gradient.items()}

@@ -64,16 +64,19 @@ def options(args: argparse.Namespace) -> Options:
     return Options(args.out, args.seed, starts, warmup, draws, chains, not args.no_progress)
 
 
-def quickly(main: Callable) -> Callable:
-    """A `main` that is compiled in a hurry with `--quick`: most of a quick look is compiling."""
+def entry(main: Callable) -> Callable:
+    """A `main` as a user runs it: in double precision; with `--quick`, compiled in a hurry.
+
+    Most of a quick look is compiling.
+    """
 
     @wraps(main)
     def run(argv: Sequence[str] | None = None) -> Any:
-        if "--quick" not in (sys.argv[1:] if argv is None else argv):
-            return main(argv)
-        jax.config.update(HURRY, True)
+        hurried = "--quick" in (sys.argv[1:] if argv is None else argv)
+        jax.config.update(HURRY, hurried)
         try:
-            return main(argv)
+            with jax.enable_x64(True):
+                return main(argv)
         finally:
             jax.config.update(HURRY, False)
 

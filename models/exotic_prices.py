@@ -292,6 +292,7 @@ def vanillas(quotes: Quotes) -> tuple[pd.DataFrame, Price]:
 # -- main ----------------------------------------------------------------------------------------
 
 
+@_report.entry
 def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
     """Exotics on Bitcoin: prices, their uncertainty by three ways, sensitivities, hedges."""
     p = _report.parser("Exotic options with uncertain parameters", num_starts=4, num_samples=500)
@@ -303,9 +304,8 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
     _report.heading(f"Heston's surface of {int(quotes.observed.sum())} quotes")
     found = _report.fit(ep.bind(surface_heston.surface_heston, quotes), opt)
     _report.show(found.summary())
-    with jax.enable_x64(True):
-        price, estimate = valuation(quotes, opt.seed, 0.25, num_pairs=pairs)
-        at = estimate(curvature.as_arrays(found.params))
+    price, estimate = valuation(quotes, opt.seed, 0.25, num_pairs=pairs)
+    at = estimate(curvature.as_arrays(found.params))
     draws = {"Gaussian approximation": gaussian_draws(found, opt.seed, 500)}
     comparison = _report.beside(found, opt)
     if comparison is not None:

@@ -293,6 +293,7 @@ def race(
     }
 
 
+@_report.entry
 def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
     """A three-month call on Bitcoin, hedged with the future and an option of half a year."""
     p = _report.parser("A hedge with discrete dates and costs under Heston", num_samples=0)
@@ -301,21 +302,20 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
     opt = _report.options(args)
     num_paths = min(args.paths, 200) if args.quick else args.paths
     sold, used = Vanilla(110.0, 0.25), Vanilla(100.0, 0.5)
-    with jax.enable_x64(True):
-        seen = market(BITCOIN, jax.random.key(opt.seed), 0.25, num_dates=90, num_paths=num_paths)
-        wrong = replace(BITCOIN, sigma=0.5 * BITCOIN.sigma, rho=0.0)
-        tables, daily = {}, {}
-        for label, own, settings in (
-            ("daily", BITCOIN, {}),
-            ("weekly", BITCOIN, {"every": 7}),
-            ("daily, costs", BITCOIN, {"costs": COSTS}),
-            ("weekly, costs", BITCOIN, {"costs": COSTS, "every": 7}),
-            ("daily, wrong sigma and rho", wrong, {}),
-        ):
-            found = race(BITCOIN, own, seen, sold, used, **settings)
-            premium = exposure(BITCOIN, sold, seen).value[0, 0]
-            daily = daily or found
-            tables |= {(label, name): describe(r, premium) for name, r in found.items()}
+    seen = market(BITCOIN, jax.random.key(opt.seed), 0.25, num_dates=90, num_paths=num_paths)
+    wrong = replace(BITCOIN, sigma=0.5 * BITCOIN.sigma, rho=0.0)
+    tables, daily = {}, {}
+    for label, own, settings in (
+        ("daily", BITCOIN, {}),
+        ("weekly", BITCOIN, {"every": 7}),
+        ("daily, costs", BITCOIN, {"costs": COSTS}),
+        ("weekly, costs", BITCOIN, {"costs": COSTS, "every": 7}),
+        ("daily, wrong sigma and rho", wrong, {}),
+    ):
+        found = race(BITCOIN, own, seen, sold, used, **settings)
+        premium = exposure(BITCOIN, sold, seen).value[0, 0]
+        daily = daily or found
+        tables |= {(label, name): describe(r, premium) for name, r in found.items()}
     table = pd.DataFrame(tables).T
     _report.heading("Profit of the seller, percent of the premium")
     _report.show(table, 3)

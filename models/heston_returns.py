@@ -243,7 +243,7 @@ def by_particles(
     return found
 
 
-@_report.quickly
+@_report.entry
 def main(argv: Sequence[str] | None = None) -> ep.Fit:
     """Laplace beside particles, then NUTS with the path integrated out; the volatility."""
     p = _report.parser("Heston's model of the S&P 500", num_starts=1, num_samples=2000)

@@ -41,8 +41,9 @@ def mixture(params: _surface.Params, quotes: Quotes) -> Mixture:
     unit = (_surface.level(quotes) * jnp.sqrt(quotes.times))[:, None]
     gap = params["gap"] * unit
     grown = jnp.exp(jnp.concatenate([jnp.zeros_like(unit), jnp.cumsum(gap, axis=-1)], axis=-1))
-    forward = grown / (params["weight"] * grown).sum(-1, keepdims=True)
-    return Mixture(params["weight"], forward, params["deviation"] * unit)
+    weight = jnp.asarray(params["weight"])
+    forward = grown / (weight * grown).sum(-1, keepdims=True)
+    return Mixture(weight, forward, params["deviation"] * unit)
 
 
 def surface(params: _surface.Params, quotes: Quotes) -> Surface:
@@ -120,7 +121,7 @@ def expectations(params: _surface.Params, quotes: Quotes, move: float = 0.1) -> 
 MODEL = _surface.Model("implied_density", implied_density, surface)
 
 
-@_report.quickly
+@_report.entry
 def main(argv: Sequence[str] | None = None) -> ep.Fit:
     """Expectations in Bitcoin's options of 21 October 2021; returns the robust fit."""
     found = _surface.main(MODEL, argv, "What Bitcoin's options expect, robust to bad quotes")

@@ -195,7 +195,7 @@ def by_simulation(exact: ep.Fit, returns: pd.Series, opt: _report.Options, estep
     return found
 
 
-@_report.quickly
+@_report.entry
 def main(argv: Sequence[str] | None = None) -> ep.Fit:
     """Jumps summed out beside NUTS; the same law by SAEM; which days jumped."""
     p = _report.parser("Jump-diffusion of the S&P 500", num_starts=1)

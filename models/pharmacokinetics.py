@@ -293,7 +293,7 @@ def beside_saemix(opt: _report.Options) -> pd.DataFrame:
     return pd.DataFrame({"saemix": SAEMIX, "quadrature": dict(zip(SAEMIX, map(float, ours)))})
 
 
-@_report.quickly
+@_report.entry
 def main(argv: Sequence[str] | None = None) -> ep.Fit:
     """Quadrature, SAEM and NUTS on theophylline; saemix's published fit beside ours."""
     p = _report.parser("Pharmacokinetics of theophylline", num_starts=1)

@@ -70,7 +70,7 @@ def smile_sabr(
 MODEL = _surface.Model("smile_sabr", smile_sabr, surface)
 
 
-@_report.quickly
+@_report.entry
 def main(argv: Sequence[str] | None = None) -> ep.Fit:
     """Bitcoin's smiles of 21 October 2021; returns the robust fit."""
     return _surface.main(MODEL, argv, "SABR smiles of Bitcoin options, robust to bad quotes")

@@ -252,7 +252,7 @@ def programs(found: ep.Fit, returns: pd.Series, opt: _report.Options) -> dict[st
     return fits
 
 
-@_report.quickly
+@_report.entry
 def main(argv: Sequence[str] | None = None) -> ep.Fit:
     """Laplace on the path beside SAEM, particles and NUTS; leverage and heavy tails; a forecast."""
     # The draws of the program as written depend on each other for long: it takes many.

@@ -58,7 +58,7 @@ def surface_bates(
 MODEL = _surface.Model("surface_bates", surface_bates, surface)
 
 
-@_report.quickly
+@_report.entry
 def main(argv: Sequence[str] | None = None) -> ep.Fit:
     """Bitcoin's surface of 21 October 2021; returns the robust fit."""
     return _surface.main(MODEL, argv, "Bates' surface of Bitcoin options, robust to bad quotes")

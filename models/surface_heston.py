@@ -73,7 +73,7 @@ def surface_heston(
 MODEL = _surface.Model("surface_heston", surface_heston, surface)
 
 
-@_report.quickly
+@_report.entry
 def main(argv: Sequence[str] | None = None) -> ep.Fit:
     """Bitcoin's surface of 21 October 2021; returns the robust fit."""
     return _surface.main(MODEL, argv, "Heston's surface of Bitcoin options, robust to bad quotes")

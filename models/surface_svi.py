@@ -121,7 +121,7 @@ def separate_svi(
 MODEL = _surface.Model("surface_svi", surface_svi, surface)
 
 
-@_report.quickly
+@_report.entry
 def main(argv: Sequence[str] | None = None) -> ep.Fit:
     """Bitcoin's surface of 21 October 2021; returns the robust fit."""
     return _surface.main(MODEL, argv, "SVI surface of Bitcoin options, robust to bad quotes")

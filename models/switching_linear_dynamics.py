@@ -165,7 +165,7 @@ def agreement(fits: dict[str, ep.Fit]) -> pd.DataFrame:
     return pd.DataFrame(columns | {"se": one["se"]})
 
 
-@_report.quickly
+@_report.entry
 def main(argv: Sequence[str] | None = None) -> ep.Fit:
     """Inflation by two simulated E-steps, NUTS beside them, the level and its regimes."""
     p = _report.parser("Switching linear dynamics of inflation", num_starts=1)

@@ -378,7 +378,7 @@ def test_a_collapse_is_said_where_rounding_lowers_the_objective():
 
 @pytest.mark.slow
 def test_newton_by_units_goes_on_where_one_unit_has_no_hessian():
-    from emprob.objective import newton_step_by_units
+    from emprob.ascent import newton_step_by_units
 
     def f(u):
         bent = jnp.maximum(u["a"][1] - 3.0, 0.0) ** 1.5  # its second derivative is inf times 0

@@ -196,7 +196,8 @@ def test_forward_curve_goes_through_the_forwards():
 
 @pytest.mark.exhaustive
 def test_exotic_prices_main_prints_and_draws(tmp_path, capsys):
-    table = xp.main(["--quick", "--no-progress", "--starts", "1", "--out", str(tmp_path)])
+    with jax.enable_x64(False):  # as it is where nobody asked
+        table = xp.main(["--quick", "--no-progress", "--starts", "1", "--out", str(tmp_path)])
     assert list(table.index) == list(xp.NAMES) and np.isfinite(table.to_numpy()).all()
     ratio = table["sd, Gaussian approximation"] / table["sd, delta method"]
     assert ((ratio > 0.7) & (ratio < 1.4)).all()
@@ -304,6 +305,7 @@ def test_a_wrong_law_hedges_worse(seen, race):
 
 @pytest.mark.exhaustive
 def test_hedging_main_prints_and_draws(tmp_path, capsys):
-    table = he.main(["--quick", "--no-progress", "--out", str(tmp_path)])
+    with jax.enable_x64(False):  # as it is where nobody asked
+        table = he.main(["--quick", "--no-progress", "--out", str(tmp_path)])
     assert (tmp_path / "hedging.png").exists() and np.isfinite(table.to_numpy()).all()
     assert "percent of the premium" in capsys.readouterr().out

@@ -455,6 +455,35 @@ def test_student_t_by_em_equals_direct_maximisation():
         np.testing.assert_allclose(a, b, rtol=1e-4)
 
 
+def counted(y):
+    mu, tau = param("mu", 0.3), param("tau", 0.8, positive)
+    with numpyro.plate("n", len(y)):
+        b = numpyro.sample("b", dist.Normal(mu, tau))
+        numpyro.sample("y", dist.Poisson(jnp.exp(b)), obs=y)
+
+
+def test_map_climbs_by_the_rule_that_is_asked_for():
+    model = ep.bind(counted, np.random.default_rng(3).poisson(np.exp([0.0, 1.0, 2.0] * 8)))
+    by = {
+        order: ep.fit(model, ep.MAP(estep=ep.Laplace(order)), progress=False) for order in (1, 15)
+    }
+    for order, found in by.items():
+        assert found.converged
+        other = ep.fit(model, ep.EM(ep.Laplace(order)), progress=False)
+        np.testing.assert_allclose(found.objective, other.objective, rtol=1e-10)
+        for k in found.params:
+            np.testing.assert_allclose(found.params[k], other.params[k], rtol=1e-5)
+    assert abs(by[1].objective - by[15].objective) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "estep", [ep.MonteCarlo(), ep.FixedKey(ep.Particle()), ep.Laplace, "laplace"]
+)
+def test_map_refuses_what_draws(estep):
+    with pytest.raises(ValueError, match=r"MAP\(estep=.*deterministic.*ep.EM"):
+        ep.MAP(estep=estep)
+
+
 # -- with discrete latents in the same plate ----------------------------------------------------
 
 

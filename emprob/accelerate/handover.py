@@ -20,9 +20,10 @@ from emprob.types import Info, Params, State
 
 
 class _Memory(NamedTuple):
-    """The inner method's memory, and whether Newton has taken over."""
+    """The inner method's memory and Newton's, and whether Newton has taken over."""
 
     inner: Any
+    newton: Any
     over: Array
 
 
@@ -60,22 +61,25 @@ class HandOver:
         check_share("HandOver", "distance", self.distance, 0.0, float("inf"))
 
     def init(self, model: LatentModel, params: Params) -> State:
-        return State(params, _Memory(self.method.init(model, params).memory, jnp.asarray(False)))
+        inner, newton = (m.init(model, params).memory for m in (self.method, self.finish))
+        return State(params, _Memory(inner, newton, jnp.asarray(False)))
 
     def step(self, model: LatentModel, state: State) -> tuple[State, Info]:
         """A step of either method; both are compiled, one runs."""
         return jax.lax.cond(state.memory.over, self._newton, self._em, model, state)
 
     def _em(self, model: LatentModel, state: State) -> tuple[State, Info]:
-        inner, over = state.memory
+        inner, _, over = state.memory
         new, info = self.method.step(model, State(state.params, inner))
         near = over | (info.score_norm <= self.distance)
-        return State(new.params, _Memory(new.memory, near)), of_one_type(info)
+        newton = self.finish.init(model, new.params).memory
+        return State(new.params, _Memory(new.memory, newton, near)), of_one_type(info)
 
     def _newton(self, model: LatentModel, state: State) -> tuple[State, Info]:
-        new, info = self.finish.step(model, State(state.params, ()))
+        new, info = self.finish.step(model, State(state.params, state.memory.newton))
         columns = sum(v.size for v in model.unconstrain(state.params).values())
-        return State(new.params, state.memory), of_one_type(info._replace(num_maps=1 + columns))
+        memory = state.memory._replace(newton=new.memory)
+        return State(new.params, memory), of_one_type(info._replace(num_maps=1 + columns))
 
 
 def of_one_type(info: Info) -> Info:

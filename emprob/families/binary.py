@@ -4,7 +4,16 @@ import jax.numpy as jnp
 from jax.scipy.special import gammaln
 
 from emprob.families.family import Argument, Family, Natural
-from emprob.families.numerics import floor, log_odds_pair, real, stack, success_probs, zero_base
+from emprob.families.numerics import (
+    floor,
+    log_binomial,
+    log_factorial,
+    log_odds_pair,
+    real,
+    stack,
+    success_probs,
+    zero_base,
+)
 from emprob.families.views import MEAN, ODDS, PROBS
 
 
@@ -20,15 +29,10 @@ def _share_ratio(S, n, d, origin):
 _PROBS_ARGUMENT = {"probs": Argument(_share_ratio, success_probs, PROBS)}
 
 
-def _log_binomial(d, x):
-    x, total = real(x), real(d.total_count)
-    return gammaln(total + 1) - gammaln(x + 1) - gammaln(total - x + 1)
-
-
 def _log_negative_binomial(shape_name):
     def log_base(d, x):
         x, shape = real(x), real(getattr(d, shape_name))
-        return gammaln(x + shape) - gammaln(shape) - gammaln(x + 1)
+        return gammaln(x + shape) - gammaln(shape) - log_factorial(x)
 
     return log_base
 
@@ -44,7 +48,7 @@ BINOMIAL = Family(
     "binomial",
     lambda d, x, origin: stack(x, d.total_count - real(x)),
     _pair_natural,
-    _log_binomial,
+    lambda d, x: log_binomial(d.total_count, x),
     _PROBS_ARGUMENT,
     constants=("total_count",),
 )

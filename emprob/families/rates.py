@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax.scipy.special import gammaln
 
 from emprob.families.family import Argument, Family, Natural
-from emprob.families.numerics import log, real, stack, zero_base
+from emprob.families.numerics import log, log_factorial, real, stack, zero_base
 from emprob.families.views import ALPHA, GAMMA_RATE, INTENSITY, LAPLACE_SCALE, RATE
 
 
@@ -32,7 +32,7 @@ POISSON = Family(
     "poisson",
     lambda d, x, origin: real(x)[..., None],
     lambda d, origin: Natural(log(d.rate)[..., None], real(d.rate)),
-    lambda d, x: -gammaln(real(x) + 1),
+    lambda d, x: -log_factorial(real(x)),
     {"rate": Argument(lambda S, n, d, c: (S[..., 0], n), lambda d: real(d.rate), INTENSITY)},
 )
 EXPONENTIAL = Family(

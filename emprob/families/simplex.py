@@ -2,10 +2,9 @@
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import gammaln
 
 from emprob.families.family import Argument, Family, Natural
-from emprob.families.numerics import floor, log, real, uses_logits
+from emprob.families.numerics import floor, log, log_factorial, real, uses_logits
 from emprob.families.views import SIMPLEX
 
 
@@ -32,7 +31,7 @@ def _categorical_base(d, x):
 
 def _log_multinomial(d, x):
     x = real(x)
-    return gammaln(real(d.total_count) + 1) - gammaln(x + 1).sum(-1)
+    return log_factorial(real(d.total_count)) - log_factorial(x).sum(-1)
 
 
 _SIMPLEX_ARGUMENT = {
