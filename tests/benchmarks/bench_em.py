@@ -562,6 +562,12 @@ WORKLOADS = {
 }
 
 
+def use_one_core():
+    """This process and those it starts, where the system can."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+
 def main(names):
     for name in names or WORKLOADS:
         with tempfile.TemporaryDirectory() as folder:
@@ -570,8 +576,7 @@ def main(names):
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
-        if hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        use_one_core()
         WORKLOADS[sys.argv[2]]()
     elif sys.argv[1:2] == ["--dynamax"]:
         time_dynamax(*sys.argv[2:])
