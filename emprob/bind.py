@@ -33,7 +33,7 @@ from emprob.model import (
     Structure,
     arguments,
 )
-from emprob.partition.plates import MAX_TABLE_BYTES, TableTooLarge
+from emprob.partition.factors import MAX_TABLE_BYTES, TableTooLarge
 from emprob.plan import describe, make_plan
 from emprob.prepare import prepare
 from emprob.probe import probe

@@ -20,13 +20,14 @@ import numpy as np
 from jax import Array
 
 from emprob import chart
-from emprob.curvature import as_arrays, coordinates_of, flatten, in_double, unflatten
+from emprob.coordinates import as_arrays, coordinates_of, flatten, in_double, unflatten
 from emprob.errors import ModelError
 from emprob.estep.enumerate import inner, with_naturals
 from emprob.evaluation import Evaluation
 from emprob.integral.expectation import log_integral, rest_factors
 from emprob.model import factor_of, layout
-from emprob.partition.plates import Factor, Layout, log_partition
+from emprob.partition.factors import Factor, Layout
+from emprob.partition.plates import log_partition
 
 
 def degrees_of_freedom(model: Any, params: Mapping[str, Any]) -> int:

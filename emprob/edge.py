@@ -12,8 +12,8 @@ import numpy as np
 from jax import Array
 
 from emprob import chart
-from emprob.curvature import UncertaintyReport
 from emprob.model import LatentModel
+from emprob.report import UncertaintyReport
 
 FARTHER = (1e2, 1e4, 1e8)  # how much farther, to see whether the objective knows the entry at all
 NEARER = 1e-2  # how much nearer to its bound an entry is put, and then once more to see

@@ -12,8 +12,9 @@ import pandas as pd
 from emprob import criteria, store
 from emprob._arviz import to_datatree
 from emprob.checkpoint import identity
-from emprob.curvature import NoCurvature, TooManyParameters, UncertaintyReport
+from emprob.curvature import NoCurvature, TooManyParameters
 from emprob.errors import CheckpointError
+from emprob.report import UncertaintyReport
 from emprob.result import Fit
 from emprob.types import Status
 

@@ -13,14 +13,9 @@ from jax import Array, lax
 from emprob.estep.enumerate import log_partition_of
 from emprob.evaluation import Chain, Evaluation, Variable
 from emprob.model import factor_of, layout
-from emprob.partition.plates import (
-    Factor,
-    eliminate,
-    log_sum_exp,
-    move_axes,
-    split_time,
-    sum_plates,
-)
+from emprob.partition.chains import move_axes, split_time
+from emprob.partition.factors import Factor, eliminate, sum_plates
+from emprob.partition.reduce import log_sum_exp
 
 
 class Steps(NamedTuple):

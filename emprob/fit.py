@@ -11,7 +11,6 @@ import numpy as np
 
 from emprob import noisy
 from emprob.accelerate import QuasiNewton
-from emprob.curvature import UncertaintyReport
 from emprob.edge import Snapped, snapped
 from emprob.em import EM
 from emprob.errors import ConvergenceWarning, PrecisionWarning
@@ -23,6 +22,7 @@ from emprob.loop import step
 from emprob.map import MAP
 from emprob.model import LatentModel
 from emprob.precision import working
+from emprob.report import UncertaintyReport
 from emprob.result import Fit
 from emprob.runs import SHORT, Clock, Run, Session, Start, race, run_from, table
 from emprob.starts import make_starts

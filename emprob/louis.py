@@ -19,15 +19,9 @@ import numpy as np
 from jax import Array, lax
 
 from emprob import chart
-from emprob.curvature import (
-    UncertaintyReport,
-    as_arrays,
-    coordinates_of,
-    flatten,
-    in_double,
-    report_of,
-    unflatten,
-)
+from emprob.coordinates import as_arrays, coordinates_of, flatten, in_double, unflatten
+from emprob.curvature import report_of
+from emprob.report import UncertaintyReport
 from emprob.simulation.draws import batch_weights, log_joint, over_atoms
 from emprob.types import Atoms, Sample
 

@@ -17,7 +17,7 @@ from numpyro.distributions.transforms import Transform
 from emprob import space
 from emprob.contraction import contract
 from emprob.evaluation import Evaluation, Term, TermSpec, statistics_of
-from emprob.partition.plates import Factor, Layout
+from emprob.partition.factors import Factor, Layout
 from emprob.program import Interpreter, run
 from emprob.types import Atoms, Params
 

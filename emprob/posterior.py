@@ -21,7 +21,7 @@ from emprob.filtering import filter_chains, pairwise
 from emprob.integral import moments as integrals
 from emprob.integral.expectation import log_z
 from emprob.model import LatentModel
-from emprob.partition.plates import Reduce, Sampler, log_sum_exp, maximum
+from emprob.partition.reduce import Reduce, Sampler, log_sum_exp, maximum
 from emprob.precision import to_numpy, working
 from emprob.types import Params
 

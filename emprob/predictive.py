@@ -21,17 +21,11 @@ from scipy.stats import qmc
 
 from emprob import chart
 from emprob.bounds import outside_indices
-from emprob.curvature import (
-    UncertaintyReport,
-    as_arrays,
-    coordinates_of,
-    flatten,
-    in_double,
-    unflatten,
-)
+from emprob.coordinates import as_arrays, coordinates_of, flatten, in_double, unflatten
 from emprob.errors import DataError
 from emprob.explain import explain
 from emprob.precision import to_numpy
+from emprob.report import UncertaintyReport
 
 BATCH = 16  # replicates that are formed together: memory
 

@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 
 from emprob import criteria, predictive, uncertainty
-from emprob.curvature import NoCurvature, TooManyParameters, UncertaintyReport
+from emprob.curvature import NoCurvature, TooManyParameters
 from emprob.errors import ModelError
 from emprob.keys import as_key
+from emprob.report import UncertaintyReport
 from emprob.types import Status
 
 

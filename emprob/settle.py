@@ -22,19 +22,13 @@ import numpy as np
 
 from emprob import chart
 from emprob.agreement import GOOD_K
-from emprob.curvature import (
-    UncertaintyReport,
-    as_arrays,
-    coordinates_of,
-    flatten,
-    jackknife,
-    unflatten,
-)
+from emprob.coordinates import as_arrays, coordinates_of, flatten, unflatten
 from emprob.estep.unsolved import is_solved
 from emprob.importance import corrected
 from emprob.louis import batch_moments_at, effective_count, louis
 from emprob.model import LatentModel
 from emprob.precision import to_numpy
+from emprob.report import UncertaintyReport, jackknife
 from emprob.simulation.draws import evened
 from emprob.simulation.fitted import fitted_evidence
 from emprob.simulation.pathwise import draws_per_batch, num_batches, pathwise

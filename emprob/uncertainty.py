@@ -15,16 +15,9 @@ import pandas as pd
 from scipy.stats import norm
 
 from emprob import chart
-from emprob.curvature import (
-    TooManyParameters,
-    UncertaintyReport,
-    as_arrays,
-    coordinates_of,
-    in_double,
-    information,
-    jackknife,
-    outputs_jacobian,
-)
+from emprob.coordinates import as_arrays, coordinates_of, in_double, outputs_jacobian
+from emprob.curvature import TooManyParameters, information
+from emprob.report import UncertaintyReport, jackknife
 
 __all__ = [
     "TooManyParameters",

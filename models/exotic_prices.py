@@ -30,7 +30,8 @@ import pandas as pd
 from jax import Array
 
 import emprob as ep
-from emprob import chart, curvature
+from emprob import chart
+from emprob.coordinates import as_arrays, coordinates_of, flatten, in_double, unflatten
 from emprob.errors import ModelError
 from emprob.model import arguments
 from emprob.models import _report, _surface, _surface_plots, surface_heston
@@ -82,17 +83,17 @@ def slopes(price: Price, found: ep.Fit) -> np.ndarray:
 
 
 def _at(found: ep.Fit) -> tuple[Any, dict[str, Array]]:
-    model = curvature.in_double(found.model)
-    return model, curvature.coordinates_of(model, curvature.as_arrays(found.params))
+    model = in_double(found.model)
+    return model, coordinates_of(model, as_arrays(found.params))
 
 
 @partial(jax.jit, static_argnames="price")
 def _slopes(model: Any, coordinates: Mapping[str, Array], price: Price) -> Array:
     def priced(flat: Array) -> Array:
-        w = curvature.unflatten(model, flat, coordinates)
+        w = unflatten(model, flat, coordinates)
         return price(chart.from_coordinates(model.data.transforms, w))
 
-    return jax.jacfwd(priced)(curvature.flatten(model, coordinates))
+    return jax.jacfwd(priced)(flatten(model, coordinates))
 
 
 def spread(price: Price, found: ep.Fit) -> np.ndarray:
@@ -137,7 +138,7 @@ def _through(model: Any, coordinates: Mapping[str, Array], moves: Array) -> tupl
     """moves (C, F) times d^2 L / dw dq, for every array q of the data."""
     leaves = model.data.leaves
     real = [i for i, x in enumerate(leaves) if jnp.issubdtype(x.dtype, jnp.floating)]
-    point = curvature.flatten(model, coordinates)
+    point = flatten(model, coordinates)
 
     def along(values: list[Array], move: Array) -> Array:
         data = list(leaves)
@@ -146,7 +147,7 @@ def _through(model: Any, coordinates: Mapping[str, Array], moves: Array) -> tupl
         other = replace(model, data=replace(model.data, leaves=tuple(data)))
 
         def objective(flat: Array) -> Array:
-            w = curvature.unflatten(other, flat, coordinates)
+            w = unflatten(other, flat, coordinates)
             return other.objective(chart.from_coordinates(other.data.transforms, w))
 
         return jax.jvp(objective, (point,), (move,))[1]
@@ -305,7 +306,7 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
     found = _report.fit(ep.bind(surface_heston.surface_heston, quotes), opt)
     _report.show(found.summary())
     price, estimate = valuation(quotes, opt.seed, 0.25, num_pairs=pairs)
-    at = estimate(curvature.as_arrays(found.params))
+    at = estimate(as_arrays(found.params))
     draws = {"Gaussian approximation": gaussian_draws(found, opt.seed, 500)}
     comparison = _report.beside(found, opt)
     if comparison is not None:

@@ -9,7 +9,7 @@ import pytest
 from numpyro.contrib.control_flow import scan
 
 import emprob as ep
-from emprob.curvature import coordinates_of, flatten, unflatten
+from emprob.coordinates import coordinates_of, flatten, unflatten
 from emprob.simulation import pathwise
 from emprob.simulation.draws import plain
 

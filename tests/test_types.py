@@ -22,7 +22,7 @@ from emprob.families import family_of
 from emprob.model import contract
 from emprob.objective import expected_log_joint
 from emprob.partition.chain import chain_factor
-from emprob.partition.plates import log_sum_exp
+from emprob.partition.reduce import log_sum_exp
 from emprob.posterior import marginals
 from emprob.space import LogRatioTransform
 from emprob.types import Posterior

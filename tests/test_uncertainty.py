@@ -10,7 +10,7 @@ from numpyro.contrib.control_flow import scan
 from numpyro.distributions import constraints
 
 import emprob as ep
-from emprob import chart, curvature, uncertainty
+from emprob import chart, coordinates, curvature, uncertainty
 from emprob.space import LogRatioTransform
 
 
@@ -185,10 +185,10 @@ def flat_vector(name, size):
 def differences_of_the_score(model, params):
     """Central differences of the gradient of the objective, log coordinates (F, F)."""
     w = chart.to_coordinates(model.data.transforms, {k: jnp.asarray(v) for k, v in params.items()})
-    point = np.asarray(curvature.flatten(model, w))
+    point = np.asarray(coordinates.flatten(model, w))
 
     def score(flat):
-        by_site = curvature.unflatten(model, jnp.asarray(flat), w)
+        by_site = coordinates.unflatten(model, jnp.asarray(flat), w)
         return np.asarray(curvature._curvature(model, by_site, point.size).score)
 
     out, h = [], 1e-5
@@ -460,8 +460,8 @@ def test_nothing_is_traced_again_for_new_data():
     for i, model in enumerate(models):
         uncertainty.standard_errors(model, {"mu": 0.1 * i, "sd": 1.0})
         if i == 0:
-            before = curvature._curvature._cache_size(), curvature.outputs_jacobian._cache_size()
-    after = curvature._curvature._cache_size(), curvature.outputs_jacobian._cache_size()
+            before = curvature._curvature._cache_size(), coordinates.outputs_jacobian._cache_size()
+    after = curvature._curvature._cache_size(), coordinates.outputs_jacobian._cache_size()
     assert after == before
 
 

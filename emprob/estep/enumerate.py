@@ -10,7 +10,9 @@ from jax import Array
 from emprob.estep import blocks
 from emprob.evaluation import Evaluation
 from emprob.model import LatentModel, factors, layout
-from emprob.partition.plates import Factor, Reduce, log_partition, log_sum_exp
+from emprob.partition.factors import Factor
+from emprob.partition.plates import log_partition
+from emprob.partition.reduce import Reduce, log_sum_exp
 from emprob.types import Capabilities, Params, Posterior
 
 

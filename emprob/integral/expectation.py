@@ -17,7 +17,9 @@ from emprob.evaluation import Evaluation, Term
 from emprob.integral import steady
 from emprob.integral.integral import Field, Integral, field, series_sums, values_of
 from emprob.model import LatentModel, factor_of, layout
-from emprob.partition.plates import Factor, Reduce, log_partition, log_sum_exp
+from emprob.partition.factors import Factor
+from emprob.partition.plates import log_partition
+from emprob.partition.reduce import Reduce, log_sum_exp
 from emprob.types import Atoms, Params, Posterior
 
 

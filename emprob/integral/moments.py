@@ -14,7 +14,8 @@ from emprob.integral.expectation import Problem, Solution, problem, rest_factors
 from emprob.integral.integral import Integral, cell_sums, log_jacobian, values_of
 from emprob.model import LatentModel, layout, log_factor
 from emprob.partition import gaussian_chain
-from emprob.partition.plates import Reduce, log_partition, log_sum_exp
+from emprob.partition.plates import log_partition
+from emprob.partition.reduce import Reduce, log_sum_exp
 from emprob.types import Params
 
 
@@ -122,7 +123,7 @@ def atom_draw(solution: Solution, key: Array) -> Array:
 @partial(jax.jit, static_argnames="num")
 def draws(model: LatentModel, params: Params, key: Array, num: int) -> dict[str, Array]:
     """Joint draws of the continuous latents, by site (num, ...)."""
-    from emprob.partition.plates import Sampler
+    from emprob.partition.reduce import Sampler
 
     count = len(model.structure.integrals)
     problems = [problem(model, params, i) for i in range(count)]

@@ -20,20 +20,14 @@ import numpy as np
 from jax import Array, lax
 
 from emprob import chart
-from emprob.curvature import (
-    UncertaintyReport,
-    as_arrays,
-    coordinates_of,
-    flatten,
-    in_double,
-    report_of,
-    unflatten,
-)
+from emprob.coordinates import as_arrays, coordinates_of, flatten, in_double, unflatten
+from emprob.curvature import report_of
 from emprob.estep.conjugate import Conjugate
 from emprob.hurried import Hurried
 from emprob.integral.expectation import Problem, problem, rest_factors
 from emprob.model import LatentModel, layout
 from emprob.partition.plates import log_partition
+from emprob.report import UncertaintyReport
 from emprob.simulation.draws import over_atoms
 from emprob.simulation.gaussian import mirrored, near
 
