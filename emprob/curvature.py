@@ -193,9 +193,9 @@ def _report(layout: _Layout, at: _Curvature, diverging: np.ndarray) -> Uncertain
     diagonal = np.abs(np.diag(full))
     edge = layout.hard | (layout.soft & (diagonal < 1e-6))
     free = ~(edge | layout.reference)
-    flat = diagonal * (1 + layout.value**2) < NO_INFORMATION * (1 + abs(at.value))
-    diverging = free & ~flat & diverging
-    matrix = np.where((flat | diverging) | (flat | diverging)[:, None], 0.0, full)
+    diverging = free & diverging
+    void = diverging | _is_flat(layout, at)
+    matrix = np.where(void | void[:, None], 0.0, full)
     matrix = matrix[np.ix_(free, free)]
     labels = tuple(label for label, f in zip(layout.labels, free, strict=True) if f)
     score_norm = _decrement(matrix, np.asarray(at.score)[free])
@@ -223,20 +223,28 @@ def _diverging(model: Any, w: Mapping, layout: _Layout, at: _Curvature) -> np.nd
     """Coordinates along which the objective is no parabola, not even roughly, one SE away.
 
     A likelihood that rises for ever (separated classes, a rate that goes to zero) has a curvature
-    that dies out along the way: its inverse would be a large, finite, meaningless variance.
+    that dies out along the way: its inverse would be a large, finite, meaningless variance. Where
+    none is left, it still falls on the way back to zero.
     """
     diagonal = -np.diag(at.hessian)
-    curved = diagonal > 0
-    step = np.where(curved, 1 / np.sqrt(np.where(curved, diagonal, 1.0)), 0.0)
+    flat = _is_flat(layout, at) & ~layout.hard & ~layout.bounded
+    curved = (diagonal > 0) & ~flat
+    size = np.abs(layout.value)
+    step = np.where(curved, 1 / np.sqrt(np.where(curved, diagonal, 1.0)), np.where(flat, size, 0.0))
     near = np.abs(at.score) * step < 0.1  # elsewhere this is no stationary point
-    suspect = (
-        curved & near & ~layout.hard & (step > np.where(layout.bounded, 1.0, np.abs(layout.value)))
-    )
-    if not suspect.any():
+    suspect = curved & near & ~layout.hard & (step > np.where(layout.bounded, 1.0, size))
+    if not (suspect | flat).any():
         return suspect
-    falls = np.asarray(_falls(model, w, at, jnp.asarray(step), jnp.asarray(suspect)))
+    falls = np.asarray(_falls(model, w, at, jnp.asarray(step), jnp.asarray(suspect | flat)))
     falls = np.where(np.isnan(falls), np.inf, falls)
-    return suspect & ((falls < LEAST_FALL).any(0) | (falls > MOST_FALL).all(0))
+    odd = (falls < LEAST_FALL).any(0) | (falls > MOST_FALL).all(0)
+    return (suspect & odd) | (flat & (falls > 0.5).any(0))
+
+
+def _is_flat(layout: _Layout, at: _Curvature) -> np.ndarray:
+    """Coordinates without information, to rounding."""
+    diagonal = np.abs(np.diag(at.hessian))
+    return diagonal * (1 + layout.value**2) < NO_INFORMATION * (1 + abs(at.value))
 
 
 def _decrement(matrix: np.ndarray, score: np.ndarray) -> float:
