@@ -130,6 +130,7 @@ def load() -> pd.Series:
     return pd.Series(EARTHQUAKES, index=years, name="earthquakes")
 
 
+@_report.entry
 def main(argv: Sequence[str] | None = None) -> ep.Fit:
     """Maximum likelihood with both starts, then MAP beside NUTS; returns the latter fit."""
     p = _report.parser("Regimes of earthquake counts", num_starts=10)

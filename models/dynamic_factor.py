@@ -120,6 +120,7 @@ def with_gaps(frame: pd.DataFrame) -> pd.DataFrame:
 # -- the main job ---------------------------------------------------------------------------------
 
 
+@_report.entry
 def main(argv: Sequence[str] | None = None) -> ep.Fit:
     """The fit with every cell beside that with holes; NUTS; a forecast."""
     p = _report.parser("A common factor of five macroeconomic series", num_starts=2)

@@ -99,6 +99,7 @@ def exact_posterior(y: Any, s: Any, grid: np.ndarray | None = None) -> dict[str,
 # -- the main job ---------------------------------------------------------------------------------
 
 
+@_report.entry
 def main(argv: Sequence[str] | None = None) -> ep.Fit:
     """Fit, and see why this fit should not be trusted; returns the fit."""
     p = _report.parser("Eight schools: a mode that misleads", num_starts=1, num_samples=4000)

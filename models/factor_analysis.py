@@ -173,6 +173,7 @@ def by_number(x: np.ndarray, numbers: Sequence[int], opt: _report.Options) -> pd
     return pd.DataFrame(rows).T
 
 
+@_report.entry
 def main(argv: Sequence[str] | None = None) -> ep.Fit:
     """Maximum likelihood by number of factors; two factors by MAP beside NUTS."""
     p = _report.parser("Factors of the chemistry of wine", num_starts=2)

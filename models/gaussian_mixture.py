@@ -162,6 +162,7 @@ def load() -> np.ndarray:
     return np.array(GALAXIES) / 1000
 
 
+@_report.entry
 def main(argv: Sequence[str] | None = None) -> ep.Fit:
     """Choose the number of components, fit, compare, draw; returns the fit."""
     p = _report.parser("A Gaussian mixture for the galaxies", num_starts=20)

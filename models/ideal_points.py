@@ -132,6 +132,7 @@ def recovery(found: ep.Fit, truth: dict[str, np.ndarray]) -> dict[str, float]:
 # -- the main job ---------------------------------------------------------------------------------
 
 
+@_report.entry
 def main(argv: Sequence[str] | None = None) -> ep.Fit:
     """Positions with and without the abstentions, beside the truth and NUTS; returns the fit."""
     p = _report.parser("Positions of delegates", num_starts=1, num_samples=500)

@@ -129,6 +129,7 @@ def by_model(answers: np.ndarray, opt: _report.Options) -> pd.DataFrame:
     return pd.DataFrame(rows).T
 
 
+@_report.entry
 def main(argv: Sequence[str] | None = None) -> ep.Fit:
     """Three models by maximum likelihood; two parameters by MAP beside NUTS, with 20 % missing."""
     p = _report.parser("Item response: the Law School Admission Test", num_starts=1)

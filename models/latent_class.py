@@ -88,6 +88,7 @@ def likelihood_ratio(found: ep.Fit, answers: np.ndarray) -> float:
     return float(2 * ((counts * np.log(counts / counts.sum())).sum() - found.log_likelihood))
 
 
+@_report.entry
 def main(argv: Sequence[str] | None = None) -> ep.Fit:
     """One to three classes, then MAP beside NUTS with two; returns the latter fit."""
     p = _report.parser("Latent classes of four dilemmas", num_starts=10)

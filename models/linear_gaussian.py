@@ -102,6 +102,7 @@ def with_gaps(frame: pd.DataFrame, share: float = 0.1, key: int = 0) -> pd.DataF
 # -- the main job ---------------------------------------------------------------------------------
 
 
+@_report.entry
 def main(argv: Sequence[str] | None = None) -> ep.Fit:
     """EM with cells missing, how it predicts them, NUTS beside it, a forecast."""
     p = _report.parser("A vector autoregression in noise, with cells missing", num_starts=2)

@@ -134,6 +134,7 @@ def likeliest(series: dict[str, pd.Series], opt: _report.Options) -> dict[str, e
     return fits
 
 
+@_report.entry
 def main(argv: Sequence[str] | None = None) -> ep.Fit:
     """Maximum likelihood with and without missing years; MAP beside NUTS; a forecast."""
     p = _report.parser("The level of the Nile", num_starts=2)

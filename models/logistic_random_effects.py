@@ -136,6 +136,7 @@ def by_order(args: tuple, orders: Sequence[int] = (1, 3, 7, 15, 25)) -> pd.DataF
     return pd.DataFrame(rows).T.rename_axis("nodes")
 
 
+@_report.entry
 def main(argv: Sequence[str] | None = None) -> ep.Fit:
     """Maximum likelihood by order, then MAP beside NUTS; returns the latter fit."""
     p = _report.parser("Random intercepts of herds", num_starts=1)

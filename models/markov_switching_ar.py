@@ -201,6 +201,7 @@ def load_from_statsmodels(name: str) -> np.ndarray:
     return np.asarray(getattr(module, name), float).ravel()
 
 
+@_report.entry
 def main(argv: Sequence[str] | None = None) -> ep.Fit:
     """Maximum likelihood, then MAP beside NUTS; returns the first fit."""
     p = _report.parser("Hamilton's model of GNP growth", num_starts=8)

@@ -189,6 +189,7 @@ def by_treatment(y: np.ndarray, opt: _report.Options) -> pd.DataFrame:
     return pd.DataFrame(rows).T
 
 
+@_report.entry
 def main(argv: Sequence[str] | None = None) -> ep.Fit:
     """Means with and without the rows that have holes; MAP beside NUTS; returns the fit."""
     p = _report.parser("Normal data with holes: births per woman", num_starts=1)

@@ -224,6 +224,7 @@ def batches(opt: _report.Options) -> pd.DataFrame:
     return pd.DataFrame(rows).T
 
 
+@_report.entry
 def main(argv: Sequence[str] | None = None) -> ep.Fit:
     """Dyestuff by maximum likelihood; the sleep study by MAP beside NUTS; returns its fit."""
     p = _report.parser("Random effects: the sleep study and dyestuff", num_starts=1)

@@ -217,6 +217,7 @@ def _rows(comparison: Any) -> list[str]:
     return [r for r in comparison.table.index if not r.startswith(("initial", "variance"))]
 
 
+@_report.entry
 def main(argv: Sequence[str] | None = None) -> ep.Fit:
     """Fit, compare, draw; returns the fit."""
     p = _report.parser("Regimes of the S&P 500: EM beside NUTS", num_starts=10, num_samples=1000)

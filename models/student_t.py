@@ -146,6 +146,7 @@ def least_squares(y: np.ndarray, x: np.ndarray) -> dict[str, np.ndarray]:
     return {"beta": beta, "sigma": np.std(y - x @ beta)}
 
 
+@_report.entry
 def main(argv: Sequence[str] | None = None) -> ep.Fit:
     """Stack loss by maximum likelihood; returns by MAP beside NUTS; returns the latter fit."""
     p = _report.parser("Student-t errors: stack loss and returns", num_starts=1)

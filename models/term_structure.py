@@ -121,6 +121,7 @@ def load(key: int = 0) -> tuple[pd.DataFrame, np.ndarray]:
 # -- the main job ---------------------------------------------------------------------------------
 
 
+@_report.entry
 def main(argv: Sequence[str] | None = None) -> ep.Fit:
     """Fit with quotes missing, compare with the truth and with NUTS, forecast the curve."""
     p = _report.parser("Dynamic Nelson-Siegel", num_starts=1)
