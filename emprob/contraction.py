@@ -14,6 +14,7 @@ from jax.custom_derivatives import SymbolicZero
 
 FEW_STATISTICS = 8  # measured: as many products are added faster than a dot is called
 FEW_COLUMNS = 5  # measured: so narrow a table is transposed before a dot over its rows
+LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVW"  # of the layout's axes in an einsum
 
 
 def contract(natural: Array, statistics: Array, summed: tuple[int, ...] = ()) -> Array:
@@ -48,22 +49,22 @@ def _few_jvp(primals, tangents):
 
 def _dot(natural: Array, statistics: Array, summed: tuple[int, ...] = ()) -> Array:
     """As `contract`, by a matrix product."""
-    letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVW"
     rank = natural.ndim - 1
     shape = jnp.broadcast_shapes(natural.shape[:-1], statistics.shape[:-1])
 
-    def squeezed(x: Array) -> tuple[Array, str]:
-        axes = [i for i in range(rank) if x.shape[i] > 1]
-        return x.reshape([x.shape[i] for i in axes] + [x.shape[-1]]), "".join(
-            letters[i] for i in axes
-        )
-
-    a, ia = squeezed(natural)
-    b, ib = squeezed(statistics)
+    a, ia = squeezed(natural, rank)
+    b, ib = squeezed(statistics, rank)
     shape = tuple(1 if i - rank in summed else n for i, n in enumerate(shape))
-    out = "".join(letters[i] for i in range(rank) if shape[i] > 1)
+    out = "".join(LETTERS[i] for i in range(rank) if shape[i] > 1)
     narrow = not set(ia) & set(ib) and math.prod(a.shape[:-1]) <= FEW_COLUMNS
     if not narrow or summed or not ib:
         return jnp.einsum(f"{ia}Z,{ib}Z->{out}", a, b).reshape(shape)
     table = lax.optimization_barrier(jnp.einsum(f"{ia}Z,{ib}Z->{ia}{ib}", a, b))
     return table.transpose([(ia + ib).index(x) for x in out]).reshape(shape)
+
+
+def squeezed(x: Array, rank: int) -> tuple[Array, str]:
+    """An array (layout, ...) without axes of size one among its first `rank`, and their letters."""
+    axes = [i for i in range(rank) if x.shape[i] > 1]
+    shape = [x.shape[i] for i in axes] + list(x.shape[rank:])
+    return x.reshape(shape), "".join(LETTERS[i] for i in axes)

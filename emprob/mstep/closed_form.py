@@ -15,6 +15,7 @@ import numpyro.distributions as dist
 from jax import Array
 from numpyro.distributions import constraints
 
+from emprob.contraction import LETTERS, squeezed
 from emprob.evaluation import Evaluation, Term, distribution
 from emprob.families import Argument, View
 from emprob.integral.expectation import evaluate_all
@@ -184,25 +185,16 @@ def _event_sizes(value: Array, spec) -> tuple[int, ...]:
     return value.shape[end - spec.reinterpreted : end]
 
 
-_LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVW"
-
-
 def _reduced(weight: Array, T: Array, cells: tuple[int, ...]) -> Array:
     """sum of w T over the axes on which the cells do not vary; axes of size one are kept."""
     rank = weight.ndim
     full = jnp.broadcast_shapes(weight.shape, T.shape[:-1])
     cells = (1,) * (rank - len(cells)) + tuple(cells)
 
-    def squeeze(x: Array, n: int) -> tuple[Array, str]:
-        axes = [i for i in range(rank) if x.shape[i] > 1]
-        return x.reshape([x.shape[i] for i in axes] + list(x.shape[rank:])), "".join(
-            _LETTERS[i] for i in axes
-        )
-
-    w, iw = squeeze(weight, rank)
-    t, it = squeeze(T, rank)
+    w, iw = squeezed(weight, rank)
+    t, it = squeezed(T, rank)
     keep = [i for i in range(rank) if cells[i] > 1 and full[i] > 1]
-    result = jnp.einsum(f"{iw},{it}Z->{''.join(_LETTERS[i] for i in keep)}Z", w, t)
+    result = jnp.einsum(f"{iw},{it}Z->{''.join(LETTERS[i] for i in keep)}Z", w, t)
     lost = _prod(
         tuple(
             full[i] for i in range(rank) if i not in keep and max(weight.shape[i], T.shape[i]) == 1
