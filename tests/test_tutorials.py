@@ -44,7 +44,8 @@ NUM_GUIDE = 200
 NUM_WARMUP, NUM_DRAWS = 60, 60
 """,
     "07_volatility_surface": """
-NUM_STARTS = 2
+jax.config.update("jax_disable_most_optimizations", True)
+NUM_STARTS = 1
 NUM_WARMUP, NUM_DRAWS = 60, 60
 """,
     "08_exotics_and_hedging": """
