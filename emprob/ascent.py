@@ -13,6 +13,7 @@ from emprob.types import Params
 
 SHRINK = 0.3
 NUM_SHRINKS = 12
+LONGEST = 5.0  # change of a coordinate, in units of one plus its size
 FEW_COLUMNS = 4  # of a Hessian: written out they are faster, but each is compiled
 
 
@@ -47,9 +48,7 @@ def newton_step_by_units(f: Callable[[Params], Array], u: Params) -> Ascent:
     columns = jax.vmap(lambda e: push(jnp.broadcast_to(e, flat.shape))[1])(basis)
     hessian = jnp.where(jnp.isfinite(columns).all((0, 2))[:, None, None],
                         jnp.moveaxis(columns, 0, -1), _plain(gradient))  # fmt: skip
-    step = jax.vmap(_direction)(hessian, gradient)
-    longest = 5.0 / jnp.maximum(jnp.max(jnp.abs(step) / (1.0 + jnp.abs(flat))), 5.0)
-    step = jnp.where(jnp.isfinite(step).all(), step * longest, 0.0)
+    step = _bounded(jax.vmap(_direction)(hessian, gradient), flat, value)
     shorter = _backtrack(
         lambda x: g(x.reshape(flat.shape)), flat.ravel(), step.ravel(), value, gradient.ravel()
     )
@@ -100,10 +99,7 @@ def look(g: Callable[[Array], Array], x: Array) -> Stand:
     few = x.size <= FEW_COLUMNS
     hessian = jnp.stack([push(e)[1] for e in eye]) if few else jax.vmap(lambda e: push(e)[1])(eye)
     hessian = jnp.where(jnp.isfinite(hessian).all(), hessian, _plain(gradient))
-    step = _direction(hessian, gradient)
-    longest = 5.0 / jnp.maximum(jnp.max(jnp.abs(step) / (1.0 + jnp.abs(x))), 5.0)
-    sound = jnp.isfinite(value) & jnp.isfinite(step).all()
-    step = jnp.where(sound, step * longest, 0.0)
+    step = _bounded(_direction(hessian, gradient), x, value)
     return Stand(x, value, gradient, step, jnp.asarray(True))
 
 
@@ -181,6 +177,12 @@ def _direction(hessian: Array, gradient: Array) -> Array:
         return axes @ ((axes.T @ slope) / size)
 
     return jax.lax.cond(strong, by_root, by_axes, None) / scale
+
+
+def _bounded(step: Array, x: Array, value: Array) -> Array:
+    """A step in proportion to where it begins; none where it or the value is not finite."""
+    longest = LONGEST / jnp.maximum(jnp.max(jnp.abs(step) / (1.0 + jnp.abs(x))), LONGEST)
+    return jnp.where(jnp.isfinite(value) & jnp.isfinite(step).all(), step * longest, 0.0)
 
 
 def _backtrack(g: Callable, x: Array, step: Array, value: Array, gradient: Array) -> Array:

@@ -72,13 +72,14 @@ def entry(main: Callable) -> Callable:
 
     @wraps(main)
     def run(argv: Sequence[str] | None = None) -> Any:
-        hurried = "--quick" in (sys.argv[1:] if argv is None else argv)
-        jax.config.update(HURRY, hurried)
+        before = getattr(jax.config, HURRY)
+        quick = "--quick" in (sys.argv[1:] if argv is None else argv)
+        jax.config.update(HURRY, quick or before)
         try:
             with jax.enable_x64(True):
                 return main(argv)
         finally:
-            jax.config.update(HURRY, False)
+            jax.config.update(HURRY, before)
 
     return run
 
