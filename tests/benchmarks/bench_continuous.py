@@ -336,20 +336,20 @@ def girth_peer(n, items, missing_percent):
 
 
 def gpboost_peer(groups, each):
-    """GPModel: Laplace's approximation, its default optimiser."""
+    """GPModel: Laplace's approximation, its default optimiser, without and with standard errors."""
     import gpboost
 
     y, x, group = groups_data(groups, each)
 
-    def call():
+    def fit(errors):
         peer = gpboost.GPModel(group_data=group, likelihood="bernoulli_logit")
         peer.fit(y=y, X=x, params={"trace": False})
-        variance = np.ravel(peer.get_cov_pars(format_pandas=False))[0]
-        beta = np.ravel(peer.get_coef(format_pandas=False))
+        variance = np.ravel(peer.get_cov_pars(std_err=errors, format_pandas=False))[0]
+        beta = np.atleast_2d(peer.get_coef(std_err=errors, format_pandas=False))[0]
         value = -float(peer.get_current_neg_log_likelihood())
         return {"tau": float(variance) ** 0.5, "beta": beta.tolist(), "its own value": value}
 
-    return {"gpboost": call}
+    return {"gpboost": lambda: fit(False), "gpboost with SEs": lambda: fit(True)}
 
 
 PEERS = {"dynamax": dynamax_peer, "girth": girth_peer, "gpboost": gpboost_peer}
