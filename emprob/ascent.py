@@ -79,7 +79,7 @@ class Stand(NamedTuple):
     @property
     def rounding(self) -> Array:
         """A change of the value that says nothing."""
-        return 1e-14 * (1.0 + jnp.abs(self.value))
+        return _rounding(self.value)
 
 
 def unseen(x: Array) -> Stand:
@@ -138,7 +138,7 @@ def climb(g: Callable[[Array], Array], start: Stand) -> tuple[Stand, Stand]:
     def further(carry: tuple[Stand, Stand, Array, Array]) -> tuple[Stand, Stand, Array, Array]:
         here, _, share, _ = carry
         new = look(g, here.x + share * here.step)  # which is `here` as long as it is not known
-        good = new.value - here.value >= 1e-4 * share * here.promise - here.rounding
+        good = _enough(new.value, here.value, share * here.promise)
         ahead = _where(good | ~here.known, new, here)
         share = jnp.where(here.known, SHRINK * share, share)
         return _where(here.known, here, new), ahead, share, ~(here.known & good)
@@ -185,16 +185,22 @@ def _bounded(step: Array, x: Array, value: Array) -> Array:
     return jnp.where(jnp.isfinite(value) & jnp.isfinite(step).all(), step * longest, 0.0)
 
 
+def _rounding(value: Array) -> Array:
+    return 1e-14 * (1.0 + jnp.abs(value))
+
+
+def _enough(new: Array, old: Array, promised: Array) -> Array:
+    """Whether a step gained its share of what the gradient promised, but for rounding."""
+    return new - old >= 1e-4 * promised - _rounding(old)
+
+
 def _backtrack(g: Callable, x: Array, step: Array, value: Array, gradient: Array) -> Array:
     """The first of 1, 0.3, 0.09, ... that gains enough; 0 if none does."""
     promised = gradient @ step
-    slack = 1e-14 * (1.0 + jnp.abs(value))
 
     def bad(carry: tuple[Array, Array]) -> Array:
         t, tries = carry
-        gained = g(x + t * step) - value
-        good = gained >= 1e-4 * t * promised - slack
-        return ~good & (tries < NUM_SHRINKS)
+        return ~_enough(g(x + t * step), value, t * promised) & (tries < NUM_SHRINKS)
 
     t, tries = jax.lax.while_loop(
         bad, lambda c: (c[0] * SHRINK, c[1] + 1), (jnp.ones(()), jnp.zeros((), int))

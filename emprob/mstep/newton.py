@@ -3,15 +3,11 @@
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
-from jax import Array
 
 from emprob.ascent import newton_step, newton_step_by_units
 from emprob.model import LatentModel
-from emprob.objective import dot, expected_log_joint, subtract
+from emprob.objective import expected_log_joint
 from emprob.types import Params, Posterior
-
-SETTLED = 1e-2  # gain of Q promised by the last step, below which one more would gain its square
 
 
 @dataclass(frozen=True)
@@ -25,7 +21,7 @@ class Newton:
     decreases Q: the step is shortened as needed.
 
     Attributes:
-        steps: Newton steps per M-step, at most: none follows one that promised next to nothing.
+        steps: Newton steps per M-step.
         only: names of the parameters to move; None: all.
     """
 
@@ -49,15 +45,5 @@ class Newton:
         by_units = set(names) == set(model.structure.separable)
         step = newton_step_by_units if by_units else newton_step
         start = {k: u[k] for k in names}
-
-        def going(carry: tuple[Array, Params, Array]) -> Array:
-            i, _, gain = carry
-            return (i < self.steps) & (gain > SETTLED)
-
-        def ascend(carry: tuple[Array, Params, Array]) -> tuple[Array, Params, Array]:
-            i, old, _ = carry
-            new = step(q, old)
-            return i + 1, new.u, dot(new.gradient, subtract(new.u, old))
-
-        carry = (jnp.zeros((), int), start, jnp.asarray(jnp.inf))
-        return {**rest, **model.constrain(jax.lax.while_loop(going, ascend, carry)[1])}
+        moving = jax.lax.fori_loop(0, self.steps, lambda _, x: step(q, x).u, start)
+        return {**rest, **model.constrain(moving)}
