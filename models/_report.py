@@ -72,7 +72,7 @@ def entry(main: Callable) -> Callable:
 
     @wraps(main)
     def run(argv: Sequence[str] | None = None) -> Any:
-        before = getattr(jax.config, HURRY)
+        before = jax.config.read(HURRY)
         quick = "--quick" in (sys.argv[1:] if argv is None else argv)
         jax.config.update(HURRY, quick or before)
         try:
