@@ -24,10 +24,11 @@ from emprob.keys import as_key
 from emprob.model import layout
 from emprob.partition.plates import log_partition
 from emprob.precision import working
-from emprob.simulation.gaussian import mirrored, near_fixed
+from emprob.simulation.gaussian import around_mean_fixed, mirrored
 
 FEWEST = 100  # draws: a fifth of them are the tail
 MOST_COLUMNS = 64  # series whose weights' tails are fitted
+STEADY_K = 0.25  # Pareto k of weights above which the error of their variance is not finite
 AGREE = 1e-9  # relative difference that is rounding
 
 
@@ -157,7 +158,7 @@ def log_ratios(p: Problem, key: Array, num: int) -> Array:
     Returns:
         (num, 2, B, S): the log of their mean estimates the log-integral of every branch and series.
     """
-    g = near_fixed(p)
+    g = around_mean_fixed(p)
 
     def one(key: Array) -> Array:
         noise = jax.random.normal(key, g.mode.shape, g.mode.dtype)
@@ -170,16 +171,17 @@ def _worst_khat(logs: np.ndarray) -> float:
     """Largest Pareto k over branches and series of log-ratios (n, 2, B, S).
 
     Of the columns whose largest weight stands out the most: fitting a tail takes milliseconds, and
-    there may be thousands. Weights that are all alike have no tail.
+    there may be thousands. The largest of n weights with a tail of index k grows like n^k. Where
+    the one that was drawn, over their mean, is no more than n^(1/4), that exponent is told and no
+    tail is fitted: of weights that are nearly alike it is ill defined, and does not matter.
     """
     columns = logs.reshape(2 * len(logs), -1).T
-    columns = columns[np.ptp(columns, axis=1) > AGREE * (1.0 + np.abs(columns).max(1))]
-    if not len(columns):
-        return 0.0
     largest = columns.max(1)
     share = 1.0 / np.exp(columns - largest[:, None]).sum(1)
-    worst = np.argsort(-share)[:MOST_COLUMNS]
-    return max(_arviz.pareto_khat(x)[1] for x in columns[worst])
+    exponents = np.round(1.0 + np.log(share) / np.log(columns.shape[1]), 9)
+    worst = [i for i in np.argsort(-share)[:MOST_COLUMNS] if not exponents[i] <= STEADY_K]
+    tails = (_arviz.pareto_khat(columns[i])[1] for i in worst)
+    return max(exponents[exponents <= STEADY_K].max(initial=0.0), *tails, 0.0)
 
 
 def _sentence(value: float, error: float, rough: float, khat: float, num: int) -> str:

@@ -11,6 +11,7 @@ Source: Louis (1982), JRSS B 44(2).
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -56,11 +57,7 @@ def batch_moments(
     """
     point = flatten(model, coordinates)
 
-    def joint(flat: Array, z: Atoms) -> Array:
-        w = unflatten(model, flat, coordinates)
-        params = chart.from_coordinates(model.data.transforms, w)
-        prior = model.log_prior(params)
-        return log_joint(model, params, z) + prior
+    joint = partial(_joint, model, coordinates)
 
     def one(z: Atoms) -> tuple[Array, Array, Array]:
         scores = over_atoms(lambda x: jax.grad(joint)(point, x), z)
@@ -75,6 +72,25 @@ def batch_moments(
 
     scores, squares, hessians = lax.map(one, atoms)
     return Batches(scores, squares, hessians, log_weights)
+
+
+def _joint(model: Any, coordinates: Mapping[str, Array], flat: Array, z: Atoms) -> Array:
+    """log p(y, z | params) + log prior."""
+    w = unflatten(model, flat, coordinates)
+    params = chart.from_coordinates(model.data.transforms, w)
+    return log_joint(model, params, z) + model.log_prior(params)
+
+
+@jax.jit
+def batch_scores(model: Any, coordinates: Mapping[str, Array], atoms: Atoms) -> Array:
+    """The mean score of every batch, (G, F); arguments as of `batch_moments`."""
+    point = flatten(model, coordinates)
+    joint = partial(_joint, model, coordinates)
+
+    def mean(z: Atoms) -> Array:
+        return jax.grad(lambda flat: over_atoms(lambda x: joint(flat, x), z).mean())(point)
+
+    return lax.map(mean, atoms)
 
 
 def combined(batches: Batches) -> tuple[np.ndarray, np.ndarray]:
@@ -93,13 +109,29 @@ def batch_moments_at(model: Any, params: Mapping[str, Any], drawn: Sample) -> Ba
         drawn: of the latents there.
     """
     with jax.enable_x64(True):
-        model, values = in_double(model), as_arrays(params)
-        count = len(drawn.log_weights)
-        split = {
-            k: jnp.asarray(v).reshape(count, -1, *np.shape(v)[1:]) for k, v in drawn.atoms.items()
-        }
-        w = coordinates_of(model, values)
-        return jax.tree.map(np.asarray, batch_moments(model, w, split, drawn.log_weights))
+        model = in_double(model)
+        w = coordinates_of(model, as_arrays(params))
+        return jax.tree.map(np.asarray, batch_moments(model, w, _split(drawn), drawn.log_weights))
+
+
+def batch_scores_at(model: Any, params: Mapping[str, Any], drawn: Sample) -> np.ndarray:
+    """The mean score of every batch, (G, F), in float64; arguments as of `batch_moments_at`."""
+    with jax.enable_x64(True):
+        model = in_double(model)
+        return np.asarray(
+            batch_scores(model, coordinates_of(model, as_arrays(params)), _split(drawn))
+        )
+
+
+def _split(drawn: Sample) -> Atoms:
+    """By batch, (G, draws, ...)."""
+    count = len(drawn.log_weights)
+    return {k: jnp.asarray(v).reshape(count, -1, *np.shape(v)[1:]) for k, v in drawn.atoms.items()}
+
+
+def joined(samples: Sequence[Batches]) -> Batches:
+    """One sample of several."""
+    return Batches(*(np.concatenate(x) for x in zip(*samples, strict=True)))
 
 
 def effective_count(samples: Sequence[Batches]) -> float:
@@ -119,7 +151,7 @@ def louis(model: Any, params: Mapping[str, Any], samples: Sequence[Batches]) -> 
     Returns:
         The report, with the `replicas` that its Monte Carlo errors are computed from.
     """
-    found = Batches(*(np.concatenate(x) for x in zip(*samples, strict=True)))
+    found = joined(samples)
     count = len(samples[0].score)
     chain = np.arange(len(found.score)) % count
     without = [combined(Batches(*(x[chain != g] for x in found))) for g in range(count)]

@@ -4,8 +4,8 @@ A run of EM on draws stops where the increase of the objective is lost in the no
 Newton's steps lead to the point at which the score is zero up to its Monte Carlo error; that error,
 carried through the information by a jackknife over batches, is the Monte Carlo error of the
 estimate. Score and information come from the simulated likelihood around the mode where there is
-one that importance sampling can trust (`simulation/pathwise.py`), else from draws of the E-step by
-Louis' identity, as many as it takes.
+one that importance sampling can trust (`simulation/pathwise.py`), else from draws of the E-step, as
+many as it takes: by Louis' identity (`louis.py`) or by differences of the score (`secant.py`).
 
 Source: McCulloch (1997), JASA 92 (Monte Carlo Newton-Raphson).
 """
@@ -24,26 +24,29 @@ from emprob import chart
 from emprob.agreement import GOOD_K
 from emprob.coordinates import as_arrays, coordinates_of, flatten, unflatten
 from emprob.estep.unsolved import is_solved
-from emprob.importance import corrected
-from emprob.louis import batch_moments_at, effective_count, louis
+from emprob.importance import STEADY_K, corrected
+from emprob.louis import batch_moments_at, batch_scores_at, effective_count, louis
 from emprob.model import LatentModel
 from emprob.precision import to_numpy
 from emprob.report import UncertaintyReport, jackknife
+from emprob.secant import End, secant
 from emprob.simulation.draws import evened
 from emprob.simulation.fitted import fitted_evidence
 from emprob.simulation.pathwise import draws_per_batch, num_batches, pathwise
-from emprob.types import Params, SimulatedEStep
+from emprob.types import Params, Sample, SimulatedEStep
 
 MAX_NEWTON = 12
 FINITE_K = 0.5  # Pareto k of weights above which their variance is not finite
-LONG = 1500  # latents of an integral, above which Louis' identity takes hours
-STEADY_K = 0.25  # Pareto k of weights above which the error of their variance is not finite
+LONG = 1500  # latents of an integral, above which draws of the posterior take hours
 MAX_SAMPLES = 16  # of the E-step's final draws, for Louis' identity
+PATIENCE = 4  # samples after which it is given up, where the information is lost in noise
 LONGEST = 1.0  # of a step, in any coordinate (logs and log-odds)
 LEAST_COUNT = 8.0  # batches, if they counted alike, for a spread that tells an error
 BLURRED = 0.5  # error of the information, relative to it: the most that steps are told with
 CLEAR = 0.1  # standard errors of the parameters: noise of which no more samples are needed
 ENOUGH = 1000  # draws of the importance sampler for log Z
+LOUIS = "Louis' identity"
+SECANT = "differences of the score over a standard error to either side"
 
 
 @dataclass(frozen=True)
@@ -116,21 +119,22 @@ def settle(model: LatentModel, estep: Any, params: Mapping[str, Any], memory: An
         count = 2 * num_batches(model) * num
         text = f"the simulated likelihood, {count} draws around the mode"
         look = lambda at: pathwise(model, at, key, num)[0]  # noqa: E731
-        found = climbed(model, params, look, text)
+        found = climbed(model, params, look)
         khat = evidence(model, found.params, key, ENOUGH).khat
         if found.at_optimum and khat < most:
             lean = "" if khat < STEADY_K else f"; k-hat {khat:.2f} > {STEADY_K}: errors lean low"
             report = widened(found.report, khat, count)
             return found._replace(report=report, information=text + lean)
-    return climbed(model, params, Samples(model, estep, memory), "Louis' identity")
+    samples = Samples(model, estep, memory)
+    return climbed(model, params, samples)._replace(information=samples.text)
 
 
 def trusted(model: LatentModel) -> float:
     """The largest k-hat of weights that the simulated likelihood is believed with.
 
     Above a half their variance is not finite: on 500 days of Heston's model, with a k-hat of 0.6,
-    the estimate was ten stated errors off. Louis' identity does better, in time that long series
-    do not have.
+    the estimate was ten stated errors off. Draws of the posterior do better, in time that long
+    series do not have.
     """
     longest = max(prod(g.shape[1:]) for g in model.structure.integrals)
     return FINITE_K if longest <= LONG else GOOD_K
@@ -148,7 +152,7 @@ def widened(report: UncertaintyReport, khat: float, num: int) -> UncertaintyRepo
     return replace(report, replicas=(apart[0], apart[1]))
 
 
-def climbed(model: LatentModel, params: Mapping, look: Callable, text: str) -> Settled:
+def climbed(model: LatentModel, params: Mapping, look: Callable) -> Settled:
     """Newton's steps, each on the report that `look` gives of the last parameters."""
     at = {k: np.asarray(v) for k, v in params.items()}
     for left in reversed(range(MAX_NEWTON)):
@@ -160,31 +164,53 @@ def climbed(model: LatentModel, params: Mapping, look: Callable, text: str) -> S
         at = moved(model, at, report.newton_step())
     if near:
         at = moved(model, at, report.newton_step())
-    return Settled(at, report, report.score_norm, noise, bool(near), text)
+    return Settled(at, report, report.score_norm, noise, bool(near), "")
 
 
 class Samples:
-    """Reports by Louis' identity: more samples while the noise is what they mostly show."""
+    """Reports from draws: more samples while the noise is what they mostly show.
+
+    By Louis' identity, or by differences of the score where that is lost in noise.
+    """
 
     def __init__(self, model: LatentModel, estep: Any, memory: Any):
         self.model, self.estep, self.memory = model, estep, memory
+        self.text = LOUIS
 
     def __call__(self, params: Mapping[str, Any]) -> UncertaintyReport:
-        arrays = {k: jnp.asarray(v) for k, v in params.items()}
         found = []
         for count in range(1, MAX_SAMPLES + 1):
-            drawn, self.memory = sample(self.model, self.estep, arrays, self.memory)
-            found.append(batch_moments_at(self.model, params, drawn))
+            found.append(batch_moments_at(self.model, params, self._draw(params)))
             if count & (count - 1):
                 continue  # look at 1, 2, 4, ... samples
             report = louis(self.model, params, found)
-            noise = noise_of(report)
-            known = blur_of(report) <= BLURRED and effective_count(found) >= LEAST_COUNT
-            if (noise <= CLEAR and known) or (
-                report.score_norm > 4.0 * noise and report.identified
-            ):
-                break
+            self.text = LOUIS
+            if _says_enough(report, found):
+                return report
+            if count >= PATIENCE and blur_of(report) > BLURRED:
+                self.text = SECANT
+                return secant(self.model, params, found, report, partial(self._look, params))
         return report
+
+    def _draw(self, params: Mapping[str, Any]) -> Sample:
+        arrays = {k: jnp.asarray(v) for k, v in params.items()}
+        drawn, self.memory = sample(self.model, self.estep, arrays, self.memory)
+        return drawn
+
+    def _look(self, params: Mapping[str, Any], step: np.ndarray) -> End:
+        step = shortened(step)
+        there = moved(self.model, params, step)
+        drawn = self._draw(there)
+        scores = batch_scores_at(self.model, there, drawn)
+        return End(step, scores, np.asarray(drawn.log_weights))
+
+
+def _says_enough(report: UncertaintyReport, found: list) -> bool:
+    """Whether the noise is small, or the way to the optimum much longer than it."""
+    noise = noise_of(report)
+    known = blur_of(report) <= BLURRED and effective_count(found) >= LEAST_COUNT
+    far = report.score_norm > 4.0 * noise and report.identified
+    return (noise <= CLEAR and known) or far
 
 
 def noise_of(report: UncertaintyReport) -> float:
@@ -211,6 +237,11 @@ def _definite(matrix: np.ndarray) -> np.ndarray:
     return (vectors * np.maximum(values, least)) @ vectors.T
 
 
+def shortened(step: np.ndarray) -> np.ndarray:
+    """No coordinate by more than `LONGEST`."""
+    return step * min(1.0, LONGEST / max(np.abs(step).max(initial=0.0), 1e-300))
+
+
 def moved(model: LatentModel, params: Mapping[str, Any], step: np.ndarray) -> dict[str, Any]:
     """Parameters a step away in the coordinates of the information, no coordinate by more than 1.
 
@@ -219,10 +250,9 @@ def moved(model: LatentModel, params: Mapping[str, Any], step: np.ndarray) -> di
         params: by site, constrained.
         step: (F,).
     """
-    step = step * min(1.0, LONGEST / max(np.abs(step).max(initial=0.0), 1e-300))
     with jax.enable_x64(True):
         w = coordinates_of(model, as_arrays(params))
-        flat = flatten(model, w) + jnp.asarray(step)
+        flat = flatten(model, w) + jnp.asarray(shortened(step))
         found = chart.from_coordinates(model.data.transforms, unflatten(model, flat, w))
         return {k: np.asarray(v) for k, v in found.items()}
 

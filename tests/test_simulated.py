@@ -2,6 +2,7 @@
 
 import importlib
 import warnings
+from functools import partial
 from itertools import islice
 
 import jax
@@ -24,6 +25,8 @@ from emprob.integral.expectation import problem
 from emprob.louis import batch_moments_at, louis
 from emprob.objective import score
 from emprob.posterior import marginals
+from emprob.report import jackknife
+from emprob.secant import End, secant
 from emprob.simulation.draws import alike, log_joint, mean_and_error, plain, posterior_at
 from emprob.simulation.gaussian import coloured, near, whitened
 from emprob.simulation.pathwise import pathwise
@@ -31,6 +34,7 @@ from emprob.simulation.statistics import number_of_statistics, reference, shares
 from emprob.types import Sample, SimulatedEStep
 
 RNG = np.random.default_rng(0)
+RNG_KEY = jax.random.key(0)
 GROUP = np.repeat(np.arange(6), 5)
 Y = 1.0 + 1.5 * RNG.normal(size=6)[GROUP] + RNG.normal(size=30)
 SMALL = {"num_draws": 64, "max_draws": 512, "final_draws": 2048}
@@ -228,6 +232,31 @@ def test_louis_information_is_the_observed_information(random_effects, exact_fit
     assert (np.abs(found - want) < 4.0 * error).all()
     assert (error < 0.2 * want).all()
     assert 0.0 < settle.noise_of(report) < 0.3
+
+
+@pytest.mark.slow
+def test_differences_of_the_score_are_the_observed_information(random_effects, exact_fit):
+    """Of exactly linear scores to rounding, from draws within the errors that they state."""
+    estep = ep.MonteCarlo(ep.Importance(), num_draws=4096, max_draws=4096)
+    params = {k: jnp.asarray(v) for k, v in exact_fit.params.items()}
+    looks = settle.Samples(random_effects, estep, estep.init(random_effects, params, RNG_KEY))
+    samples = [batch_moments_at(random_effects, params, looks._draw(params)) for _ in range(2)]
+    report = louis(random_effects, params, samples)
+    want = exact_fit.uncertainty
+
+    def line(step):
+        scores = np.tile(-want.information @ step, (16, 1))
+        return End(step, scores, np.zeros((16, 1)))
+
+    exact = secant(random_effects, params, samples, report, line)
+    np.testing.assert_allclose(exact.information, want.information, rtol=1e-9, atol=1e-9)
+
+    found = secant(random_effects, params, samples, report, partial(looks._look, params))
+    error = jackknife([r.information for r in found.without])
+    scale = np.sqrt(np.outer(*[np.diag(want.information)] * 2))
+    # at a standard error's distance, the third derivatives of six groups count too
+    assert (np.abs(found.information - want.information) < 4 * error + 0.25 * scale).all()
+    assert (error < 0.1 * scale).all()
 
 
 @pytest.mark.slow

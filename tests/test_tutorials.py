@@ -16,7 +16,7 @@ nbclient = pytest.importorskip("nbclient")
 
 FOLDER = Path(__file__).resolve().parents[1] / "tutorials"
 SCRIPTS = sorted(FOLDER.glob("[0-9]*.py"))
-TIMEOUT = 300
+TIMEOUT = 600
 NUMBER = re.compile(r"(?<![\w.])\d+(?:[.,]\d+)*")
 TYPED = re.compile(r"`[^`]*`|\]\([^)]*\)|S&P 500")  # code, links and names are not claims
 

@@ -151,7 +151,7 @@ def _newton(at: _Look, damping: Array) -> _Move:
     return _Move(move, good, jnp.where(good, decrement, jnp.inf))
 
 
-def _where(condition: Array, new: Any, old: Any) -> Any:
+def by_series(condition: Array, new: Any, old: Any) -> Any:
     """Choose by branch and series (B, S) in arrays with these axes first."""
 
     def chosen(a: Array, b: Array) -> Array:
@@ -173,7 +173,7 @@ def find_mode(f: Field, z: Array, real: Array) -> Mode:
         ahead = _look(f, new, real)
         slack = 1e-12 * (1.0 + jnp.abs(at.value))
         accepted = planned.good & (ahead.value >= at.value - slack)
-        z, at = _where(accepted, (new, ahead), (z, at))
+        z, at = by_series(accepted, (new, ahead), (z, at))
         less = jnp.where(damping > 1e-6, 0.1 * damping, 0.0)
         damping = jnp.where(accepted, less, jnp.maximum(10 * damping, 1e-3))
         return i + 1, z, at, damping, _newton(at, damping)
@@ -181,7 +181,9 @@ def find_mode(f: Field, z: Array, real: Array) -> Mode:
     at, damping = _look(f, z, real), jnp.zeros(z.shape[:2], z.dtype)
     carry = (jnp.zeros((), int), z, at, damping, _newton(at, damping))
     _, z, at, _, last = lax.while_loop(going, step, carry)
-    move = _where(last.decrement <= TOLERANCE, last.move, jnp.zeros_like(z))  # else it is not tried
+    move = by_series(
+        last.decrement <= TOLERANCE, last.move, jnp.zeros_like(z)
+    )  # else it is not tried
     return Mode(z + move, last.decrement, at.precision)
 
 

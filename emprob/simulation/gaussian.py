@@ -1,4 +1,8 @@
-"""The Gaussian around the mode of the latents, as a proposal and as coordinates to sample in."""
+"""Gaussians near a density of the latents, as a proposal and as coordinates to sample in.
+
+One is around the mode. A skewed density has its mean elsewhere, and the one around the mean is the
+better proposal: of two thousand days of stochastic volatility the weights vary a twentieth as much.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,15 +13,18 @@ from jax import Array, lax
 
 from emprob.integral import quadrature
 from emprob.integral.expectation import Problem
-from emprob.integral.quadrature import Precision
+from emprob.integral.quadrature import Around, Precision
 from emprob.partition import gaussian_chain
+
+TO_THE_MEAN = 3  # steps from the mode: each gains a digit
+SETTLED = 0.1  # squared length of the last, in standard deviations
 
 
 class Near(NamedTuple):
     """A Gaussian.
 
     Attributes:
-        mode: (B, S, T, D).
+        mode: (B, S, T, D), of the Gaussian.
         precision: J.
         real: which coordinates are real, (B, S, T, D).
         log_volume: log of the integral of exp(-x'Jx/2) over what is real, (B, S).
@@ -35,13 +42,60 @@ def near(p: Problem, centre: Array | None = None) -> Near:
     start = p.centre if centre is None else centre
     around = find(p.f, p.fixed, start, p.real)
     move = quadrature.solve(around.precision, around.gradient * p.real)[0] * p.real
-    volume = quadrature.log_gaussian(around.precision, jnp.zeros_like(around.z), p.real)
-    return Near(around.z + move, around.precision, p.real, volume)
+    return _gaussian(around.z + move, around.precision, p.real)
 
 
 def near_fixed(p: Problem, centre: Array | None = None) -> Near:
     """The same, derivatives in the parameters cut off."""
     return lax.stop_gradient(near(p._replace(f=p.fixed), centre))
+
+
+def _gaussian(mode: Array, precision: Precision, real: Array) -> Near:
+    volume = quadrature.log_gaussian(precision, jnp.zeros_like(mode), real)
+    return Near(mode, precision, real, volume)
+
+
+def around_mean(p: Problem) -> Near:
+    """The Gaussian around about the mean of the density, as a function of the parameters.
+
+    Its centre is where the gradient of the log-density is zero in the mean over the Gaussian, which
+    has the curvature at its centre; means are over a few atoms with the Gaussian's moments. A
+    series in which the steps there do not settle keeps the Gaussian around its mode. With the
+    parameters the centre moves as the mode does: weights make up for any difference, and so do
+    their derivatives.
+
+    Source: Opper and Archambeau (2009), Neural Computation 21(3), for the mean gradient.
+    """
+    g = near(p)
+    if p.integral.quadratic:
+        return g
+    away = lax.stop_gradient(_way_to_mean(p, g))
+    z = g.mode + away
+    return _gaussian(z, quadrature.precision(p.f, z, p.real), p.real)
+
+
+def around_mean_fixed(p: Problem) -> Near:
+    """The same, derivatives in the parameters cut off."""
+    return lax.stop_gradient(around_mean(p._replace(f=p.fixed)))
+
+
+def _way_to_mean(p: Problem, g: Near) -> Array:
+    """From the mode, (B, S, T, D)."""
+
+    def step(z: Array, _: None) -> tuple[Array, Array]:
+        curve = quadrature.precision(p.fixed, z, p.real)
+        atoms = quadrature.gaussian_atoms(Around(g.log_volume, z, jnp.zeros_like(z), curve))
+        slopes = lax.map(lambda x: quadrature.gradient(p.fixed, x), atoms)
+        slope = slopes.mean(0) * p.real
+        move, good = quadrature.solve(curve, slope)
+        length = (move * slope).sum((2, 3))  # squared, in standard deviations
+        return z + move * p.real, jnp.where(good, length, jnp.inf)
+
+    end, lengths = lax.scan(step, g.mode, None, length=TO_THE_MEAN)
+    last = quadrature.precision(p.fixed, end, p.real)
+    there = _gaussian(end, last, p.real).log_volume
+    settled = jnp.isfinite(lengths).all(0) & (lengths[-1] < SETTLED) & jnp.isfinite(there)
+    return quadrature.by_series(settled, end - g.mode, jnp.zeros_like(end))
 
 
 def _twice(f):

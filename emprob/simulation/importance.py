@@ -14,7 +14,7 @@ from emprob.integral.expectation import problem, rest_factors
 from emprob.integral.integral import values_of
 from emprob.model import LatentModel, layout
 from emprob.partition.plates import log_partition
-from emprob.simulation.gaussian import mirrored, near_fixed
+from emprob.simulation.gaussian import around_mean_fixed, mirrored
 from emprob.types import Atoms, Params
 
 
@@ -72,7 +72,7 @@ class Importance:
     ) -> tuple[Atoms, Array]:
         """Of one group of latents: draws (num_batches * each, ...), and its table (1, S)."""
         p = problem(model, params, index)
-        g = near_fixed(p)
+        g = around_mean_fixed(p)
 
         def batch(key: Array) -> tuple[Array, Array, Array]:
             first, second = jax.random.split(key)

@@ -29,7 +29,7 @@ from emprob.model import LatentModel, layout
 from emprob.partition.plates import log_partition
 from emprob.report import UncertaintyReport
 from emprob.simulation.draws import over_atoms
-from emprob.simulation.gaussian import mirrored, near
+from emprob.simulation.gaussian import around_mean, mirrored
 
 BATCHES = 8
 MANY_BATCHES = 32  # where their number costs nothing: an error told by eight is itself uncertain
@@ -65,7 +65,7 @@ def log_weights(p: Problem, noise: Array) -> Array:
         p: the integral.
         noise: (num, B, S, T, D).
     """
-    g = near(p)
+    g = around_mean(p)
     return over_atoms(jax.checkpoint(lambda e: mirrored(g, p.f, e)[1]), noise)
 
 
