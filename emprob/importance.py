@@ -1,9 +1,10 @@
 """How far the integral over the latents is from exact, by importance sampling.
 
-The latents are drawn from the Gaussian around their mode that Laplace's approximation is made of,
-and each draw is weighted by what the program says over what the Gaussian says. The mean weight is
-an unbiased estimate of the integral, whatever the shape of the integrand; how well it can be
-trusted shows in the tail of the weights.
+The latents are drawn from the Gaussian around their mean (the one around their mode, which Laplace's
+approximation is made of, is the worse proposal where the density is skewed), and each draw is
+weighted by what the program says over what the Gaussian says. The mean weight is an unbiased
+estimate of the integral, whatever the shape of the integrand; how well it can be trusted shows in
+the tail of the weights.
 """
 
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ class ImportanceReport:
         error: its Monte Carlo standard error, to first order.
         laplace: log Z as the fit has it, by the E-step's approximation.
         khat: Pareto k of the weights, of the worst series; below 0.7 `error` can be relied on.
-        num_draws: from the Gaussian at the mode, each with its mirror image.
+        num_draws: from the Gaussian, each with its mirror image.
         sentence: all that in words.
     """
 
@@ -103,7 +104,7 @@ class Corrected(NamedTuple):
 
 
 def corrected(model: Any, params: dict[str, Array], key: Array, num: int) -> Corrected:
-    """log Z of a model by importance sampling around the mode."""
+    """log Z of a model by importance sampling."""
     found = jax.tree.map(np.asarray, _corrected(model, params, key, num))
     khats = [_worst_khat(x) for x in found.log_ratios]
     values = float(found.log_evidence), float(found.error), float(found.laplace)
@@ -148,7 +149,7 @@ def _corrected(model: Any, params: dict[str, Array], key: Array, num: int) -> _F
 
 
 def log_ratios(p: Problem, key: Array, num: int) -> Array:
-    """log(density / Gaussian at the mode) at draws of the Gaussian and at their mirror images.
+    """log(density / Gaussian) at draws of the Gaussian and at their mirror images.
 
     Args:
         p: the integral.
@@ -161,7 +162,7 @@ def log_ratios(p: Problem, key: Array, num: int) -> Array:
     g = around_mean_fixed(p)
 
     def one(key: Array) -> Array:
-        noise = jax.random.normal(key, g.mode.shape, g.mode.dtype)
+        noise = jax.random.normal(key, g.centre.shape, g.centre.dtype)
         return mirrored(g, p.fixed, noise)[1]
 
     return lax.map(one, jax.random.split(key, num))

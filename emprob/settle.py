@@ -3,9 +3,9 @@
 A run of EM on draws stops where the increase of the objective is lost in the noise. From there,
 Newton's steps lead to the point at which the score is zero up to its Monte Carlo error; that error,
 carried through the information by a jackknife over batches, is the Monte Carlo error of the
-estimate. Score and information come from the simulated likelihood around the mode where there is
-one that importance sampling can trust (`simulation/pathwise.py`), else from draws of the E-step, as
-many as it takes: by Louis' identity (`louis.py`) or by differences of the score (`secant.py`).
+estimate. Score and information come from the simulated likelihood where importance sampling can be
+trusted (`simulation/pathwise.py`), else from draws of the E-step, as many as it takes: by Louis'
+identity (`louis.py`), or by differences of the score (`secant.py`).
 
 Source: McCulloch (1997), JASA 92 (Monte Carlo Newton-Raphson).
 """
@@ -117,7 +117,7 @@ def settle(model: LatentModel, estep: Any, params: Mapping[str, Any], memory: An
     if estep.unbiased and is_solved(model) and evidence(model, params, key, ENOUGH).khat < most:
         num = draws_per_batch(model)
         count = 2 * num_batches(model) * num
-        text = f"the simulated likelihood, {count} draws around the mode"
+        text = f"the simulated likelihood, {count} draws around the mean"
         look = lambda at: pathwise(model, at, key, num)[0]  # noqa: E731
         found = climbed(model, params, look)
         khat = evidence(model, found.params, key, ENOUGH).khat
@@ -258,7 +258,7 @@ def moved(model: LatentModel, params: Mapping[str, Any], step: np.ndarray) -> di
 
 
 def evidence(model: LatentModel, params: Mapping[str, Any], key: Any, num: int) -> Evidence:
-    """log Z by importance sampling from the Gaussian around the mode, where there is one."""
+    """log Z by importance sampling from a Gaussian, where there is one."""
     if not is_solved(model):
         return NONE
     found = corrected(model, {k: jnp.asarray(v) for k, v in params.items()}, key, num)

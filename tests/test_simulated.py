@@ -142,7 +142,7 @@ def test_kernels_on_a_chain_agree(chain):
 def test_whitening_is_the_inverse_of_colouring(chain):
     p = problem(chain, VOL, 0)
     g = near(p)
-    noise = jnp.asarray(RNG.normal(size=g.mode.shape)) * g.real
+    noise = jnp.asarray(RNG.normal(size=g.centre.shape)) * g.real
     np.testing.assert_allclose(whitened(g, coloured(g, noise)), noise, atol=1e-9)
 
 

@@ -72,7 +72,7 @@ def mode_of(model: LatentModel, params: Params) -> Latents:
         raise ModelError(f"Guided(): {trouble}. Use Bootstrap().")
     found: Latents = {}
     for i, g in enumerate(model.structure.integrals):
-        mode = near_fixed(problem(model, params, i)).mode
+        mode = near_fixed(problem(model, params, i)).centre
         found |= values_of(g, model.data.integrals[i], mode[0])
     return found
 

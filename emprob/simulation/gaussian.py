@@ -1,7 +1,8 @@
 """Gaussians near a density of the latents, as a proposal and as coordinates to sample in.
 
 One is around the mode. A skewed density has its mean elsewhere, and the one around the mean is the
-better proposal: of two thousand days of stochastic volatility the weights vary a twentieth as much.
+better proposal: of two thousand days of stochastic volatility the variance of the weights is a
+twentieth.
 """
 
 from collections.abc import Callable
@@ -24,13 +25,13 @@ class Near(NamedTuple):
     """A Gaussian.
 
     Attributes:
-        mode: (B, S, T, D), of the Gaussian.
+        centre: (B, S, T, D), its mean.
         precision: J.
         real: which coordinates are real, (B, S, T, D).
         log_volume: log of the integral of exp(-x'Jx/2) over what is real, (B, S).
     """
 
-    mode: Array
+    centre: Array
     precision: Precision
     real: Array
     log_volume: Array
@@ -50,9 +51,9 @@ def near_fixed(p: Problem, centre: Array | None = None) -> Near:
     return lax.stop_gradient(near(p._replace(f=p.fixed), centre))
 
 
-def _gaussian(mode: Array, precision: Precision, real: Array) -> Near:
-    volume = quadrature.log_gaussian(precision, jnp.zeros_like(mode), real)
-    return Near(mode, precision, real, volume)
+def _gaussian(centre: Array, precision: Precision, real: Array) -> Near:
+    volume = quadrature.log_gaussian(precision, jnp.zeros_like(centre), real)
+    return Near(centre, precision, real, volume)
 
 
 def around_mean(p: Problem) -> Near:
@@ -70,7 +71,7 @@ def around_mean(p: Problem) -> Near:
     if p.integral.quadratic:
         return g
     away = lax.stop_gradient(_way_to_mean(p, g))
-    z = g.mode + away
+    z = g.centre + away
     return _gaussian(z, quadrature.precision(p.f, z, p.real), p.real)
 
 
@@ -91,11 +92,11 @@ def _way_to_mean(p: Problem, g: Near) -> Array:
         length = (move * slope).sum((2, 3))  # squared, in standard deviations
         return z + move * p.real, jnp.where(good, length, jnp.inf)
 
-    end, lengths = lax.scan(step, g.mode, None, length=TO_THE_MEAN)
+    end, lengths = lax.scan(step, g.centre, None, length=TO_THE_MEAN)
     last = quadrature.precision(p.fixed, end, p.real)
     there = _gaussian(end, last, p.real).log_volume
     settled = jnp.isfinite(lengths).all(0) & (lengths[-1] < SETTLED) & jnp.isfinite(there)
-    return quadrature.by_series(settled, end - g.mode, jnp.zeros_like(end))
+    return quadrature.by_series(settled, end - g.centre, jnp.zeros_like(end))
 
 
 def _twice(f):
@@ -103,15 +104,15 @@ def _twice(f):
 
 
 def coloured(g: Near, noise: Array) -> Array:
-    """Mode plus root of the covariance times noise (B, S, T, D)."""
+    """Centre plus root of the covariance times noise (B, S, T, D)."""
     zero = jnp.zeros_like(noise)
     diag, below = g.precision
-    return g.mode + _twice(gaussian_chain.draw)(diag, below, zero, noise * g.real) * g.real
+    return g.centre + _twice(gaussian_chain.draw)(diag, below, zero, noise * g.real) * g.real
 
 
 def whitened(g: Near, z: Array) -> Array:
-    """The noise that `coloured` makes z of: with A its linear map, A' J (z - mode)."""
-    move = (z - g.mode) * g.real
+    """The noise that `coloured` makes z of: with A its linear map, A' J (z - centre)."""
+    move = (z - g.centre) * g.real
     _, pull = jax.vjp(lambda e: coloured(g, e), jnp.zeros_like(z))
     return pull(times(g.precision, move))[0]
 
@@ -127,7 +128,7 @@ def times(p: Precision, x: Array) -> Array:
 
 
 def mirrored(g: Near, f: Callable[[Array], Array], noise: Array) -> tuple[Array, Array]:
-    """A draw and its mirror image through the mode, and log(f / Gaussian) at both.
+    """A draw and its mirror image through the centre, and log(f / Gaussian) at both.
 
     Args:
         g: the Gaussian.
@@ -139,7 +140,7 @@ def mirrored(g: Near, f: Callable[[Array], Array], noise: Array) -> tuple[Array,
 
     Source: Durbin and Koopman (1997), Biometrika 84(3), for the mirror images.
     """
-    move = coloured(g, noise) - g.mode
-    both = jnp.stack([g.mode + move, g.mode - move])
+    move = coloured(g, noise) - g.centre
+    both = jnp.stack([g.centre + move, g.centre - move])
     values = jnp.stack([f(both[0]), f(both[1])])
     return both, values + g.log_volume + 0.5 * ((noise * g.real) ** 2).sum((2, 3))

@@ -1,4 +1,4 @@
-"""Draws of the latents from the Gaussian around their mode, weighted and resampled."""
+"""Draws of the latents from the Gaussian around their mean, weighted and resampled."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,7 @@ from emprob.types import Atoms, Params
 class Importance:
     """Sampling importance resampling, series by series.
 
-    Every draw comes with its mirror image through the mode. The log of the mean weight estimates
+    Every draw comes with its mirror image through the centre. The log of the mean weight estimates
     log Z. Independent draws at every E-step; exact up to noise where the latents are Gaussian, and
     degenerate (few distinct draws) where a long chain is far from it: `ep.importance` tells by its
     k-hat, and `NUTS` does not mind.
@@ -76,7 +76,7 @@ class Importance:
 
         def batch(key: Array) -> tuple[Array, Array, Array]:
             first, second = jax.random.split(key)
-            noise = jax.random.normal(first, (many, *g.mode.shape), g.mode.dtype)
+            noise = jax.random.normal(first, (many, *g.centre.shape), g.centre.dtype)
             z, logs = jax.vmap(lambda e: mirrored(g, p.fixed, e))(noise)
             z, logs = (x.swapaxes(0, 1).reshape(2 * many, *x.shape[2:]) for x in (z, logs))
             return z, logs, self._pick(second, logs[:, 0], each)

@@ -1,6 +1,6 @@
 """log Z by importance sampling as a smooth function of the parameters.
 
-The draws are those of the Gaussian around the mode, which moves with the parameters while the
+The draws are those of the Gaussian around the mean, which moves with the parameters while the
 random numbers stay: then the derivatives of log Z follow the posterior instead of being told from
 draws of it, and their noise comes only from what is not Gaussian. The observed information of a
 long chain is known from hundreds of draws, where Louis' identity takes a hundred thousand.

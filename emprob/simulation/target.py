@@ -83,7 +83,7 @@ def _whitened(model: LatentModel, params: Params, index: int) -> Target:
         jax.vmap(values),
         jax.vmap(lambda z: whitened(g, z).reshape(series, -1)),
         jax.vmap(one),
-        jnp.zeros((series, steps * width), g.mode.dtype),
+        jnp.zeros((series, steps * width), g.centre.dtype),
     )
 
 
