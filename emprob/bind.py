@@ -5,7 +5,6 @@ exponential families with parameters that do not vary along the data, which do n
 and where each parameter stands, all by evaluating the program at a few random parameters.
 """
 
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,25 +16,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from emprob.arguments import prepared, split
 from emprob.dependence import dependence
-from emprob.errors import ModelError, nearest
+from emprob.errors import ModelError
 from emprob.estep.enumerate import log_partition_of
 from emprob.evaluation import Evaluation
 from emprob.explain import explain
+from emprob.fixed import fixed_values, whole_shape
 from emprob.integral.find import with_integrals
 from emprob.model import (
     Data,
     LatentModel,
     Same,
-    Slot,
-    Static,
-    StaticArray,
     Structure,
     arguments,
 )
 from emprob.partition.factors import MAX_TABLE_BYTES, TableTooLarge
-from emprob.plan import describe, make_plan
-from emprob.prepare import prepare
+from emprob.plan import make_plan
 from emprob.probe import probe
 from emprob.roles import (
     Survey,
@@ -94,13 +91,13 @@ def bind(
         ModelError: the program's structure cannot be fitted as it stands.
         DataError: the data do not fit the program.
     """
-    args, kwargs, coords = _prepare(program, args, kwargs)
+    args, kwargs, coords = prepared(program, args, kwargs)
     with jax.enable_x64(True):
         found = _survey(program, args, kwargs)
         missing = _check_data(program, args, kwargs, found)
         roles = _roles(program, args, kwargs, found, latents)
-        fixed_values = _fixed(fixed, roles, found)
-        model = _assemble(program, args, kwargs, found, roles, fixed_values, missing, prior)
+        held = fixed_values(fixed, roles, found)
+        model = _assemble(program, args, kwargs, found, roles, held, missing, prior)
         return _with_structure(model, found, coords, missing)
 
 
@@ -135,31 +132,9 @@ def _held(roles: Mapping[str, str], found: Survey) -> dict[str, Array]:
     held, rng = {}, np.random.default_rng(0)
     for name in [n for n, r in roles.items() if r == "continuous"]:
         transform = bijection(found.sites[name].support)
-        shape = transform.inverse_shape(_shape(found.sites[name], found))
+        shape = transform.inverse_shape(whole_shape(found.sites[name], found))
         held[name] = forward(transform, jnp.asarray(rng.uniform(-1.0, 1.0, shape)))
     return held
-
-
-def _argument_names(program: Callable, count: int) -> list[str]:
-    """The program's own names of its positional arguments, for messages."""
-    try:
-        known = list(inspect.signature(program).parameters)
-    except (TypeError, ValueError):
-        known = []
-    return [known[i] if i < len(known) else f"argument {i}" for i in range(count)]
-
-
-def _prepare(program: Callable, args: tuple, kwargs: Mapping) -> tuple[tuple, dict, dict]:
-    names = _argument_names(program, len(args))
-    prepared = [prepare(n, a) for n, a in zip(names, args, strict=True)]
-    named = {k: prepare(k, v) for k, v in kwargs.items()}
-    coords = {n: p.coords for n, p in zip(names, prepared, strict=True) if p.coords}
-    coords |= {k: p.coords for k, p in named.items() if p.coords}
-    if not callable(program):
-        raise ModelError(
-            f"bind: expected a NumPyro program (a function), got {type(program).__name__}."
-        )
-    return tuple(p.value for p in prepared), {k: p.value for k, p in named.items()}, coords
 
 
 def _survey(program: Callable, args: tuple, kwargs: Mapping) -> Survey:
@@ -200,61 +175,6 @@ def observed_value(found: Survey, name: str) -> Any:
     return found.series[name][0] if name in found.series else found.sites[name].value
 
 
-def _fixed(fixed: Mapping | None, roles: Mapping, found: Survey) -> dict[str, np.ndarray]:
-    known = [n for n, r in roles.items() if r == "parameter"]
-    values = {}
-    for name, value in (fixed or {}).items():
-        if name not in known:
-            raise ModelError(
-                f"fixed={name!r}: the program has no parameter of this name.{nearest(name, known)}"
-            )
-        values[name] = check_value("fixed", name, value, found)
-    if len(values) == len(known):
-        raise ModelError("nothing to estimate: the program has no free parameter.")
-    return values
-
-
-def check_value(what: str, name: str, value: Any, found: Survey) -> np.ndarray:
-    """A value given for a parameter, checked for shape and support."""
-    site = found.sites[name]
-    shape = _shape(site, found)
-    value = np.asarray(value, float)
-    if value.shape != shape:
-        raise ModelError(
-            f"{what}: site '{name}' has shape {shape}, got {value.shape}. Pass an array of "
-            f"exactly that shape."
-        )
-    inside = np.asarray(site.support(value))
-    if not inside.all():
-        raise ModelError(
-            f"{what}: site '{name}' must lie in {describe(site.support)}, got {value}."
-        )
-    return value
-
-
-def _shape(site: Any, found: Survey) -> tuple[int, ...]:
-    time = () if site.scan is None else (found.lengths[site.scan],)
-    return (*time, *site.shape)
-
-
-def split(args: tuple, kwargs: Mapping, frozen: bool) -> tuple[Any, tuple, tuple]:
-    """Arguments -> (treedef, static leaves, arrays); `frozen`: arrays become static too."""
-    leaves, treedef = jax.tree.flatten((args, dict(kwargs)), is_leaf=lambda x: x is None)
-    arrays, static = [], []
-    for leaf in leaves:
-        if isinstance(leaf, jax.Array) and not jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
-            leaf = np.asarray(leaf)  # a dataclass of the user's that converts what it holds
-        if isinstance(leaf, np.ndarray):
-            if frozen:
-                static.append(StaticArray(leaf))
-                continue
-            static.append(Slot(len(arrays)))
-            arrays.append(jnp.asarray(leaf))
-        else:
-            static.append(Static(leaf))
-    return treedef, tuple(static), tuple(arrays)
-
-
 def _assemble(program, args, kwargs, found, roles, fixed, missing, prior) -> LatentModel:
     treedef, static, leaves = split(args, kwargs, frozen=False)
     named = [n for n, r in roles.items() if r == "parameter"]
@@ -281,7 +201,7 @@ def _assemble(program, args, kwargs, found, roles, fixed, missing, prior) -> Lat
     transforms = {n: bijection(found.sites[n].support) for n in structure.params}
     fixed = {k: jnp.asarray(v) for k, v in fixed.items()}
     data = Data(leaves, fixed, {}, transforms, {}, _held(roles, found))
-    initial = {n: np.broadcast_to(found.sites[n].value, _shape(found.sites[n], found))
+    initial = {n: np.broadcast_to(found.sites[n].value, whole_shape(found.sites[n], found))
                for n in structure.params}  # fmt: skip
     return LatentModel(data, structure, Same(SimpleNamespace(initial=initial, args=(args, kwargs))))
 

@@ -20,6 +20,7 @@ from scipy.special import ndtri
 from scipy.stats import qmc
 
 from emprob import chart
+from emprob.arguments import split
 from emprob.bounds import outside_indices
 from emprob.coordinates import as_arrays, coordinates_of, flatten, in_double, unflatten
 from emprob.errors import DataError
@@ -266,8 +267,6 @@ def completions(model: Any, draws: Mapping[str, np.ndarray], key: Array) -> dict
 
 def _split(args: tuple, kwargs: Mapping) -> list:
     """New arguments as arrays, or, where the program reads them while tracing, as constants."""
-    from emprob.bind import split
-
     return [split(args, kwargs, frozen) for frozen in (False, True)]
 
 

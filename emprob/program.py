@@ -1,7 +1,7 @@
 """Run a NumPyro program and read off its log-factors.
 
-This file and `scan.py` are the only ones that touch NumPyro's internals. One run, at given values
-of the parameters and with the discrete latents replaced by all their values (each on an array
+Only this file, `scan.py` and `unwrapped.py` touch NumPyro's internals. One run, at given values of
+the parameters and with the discrete latents replaced by all their values (each on an array
 dimension of its own), gives one `Term` for every factor of the joint density:
 
     log-factor = <natural, statistics> + offset
@@ -16,24 +16,21 @@ Array layout, aligned from the right:  [times..., enumerated variables..., plate
 
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpyro.distributions as dist
 from jax import Array
 from numpyro import handlers
 from numpyro.distributions.distribution import (
-    ExpandedDistribution,
-    Independent,
-    MaskedDistribution,
     Unit,
     validation_enabled,
 )
 from numpyro.primitives import _PYRO_STACK, Messenger
 
+from emprob.alignment import aligned, fold_loose
 from emprob.densities import log_density
 from emprob.errors import ModelError
 from emprob.evaluation import (
@@ -49,64 +46,11 @@ from emprob.evaluation import (
     sum_event,
 )
 from emprob.families import Family, family_of
+from emprob.unwrapped import unwrap
 
 # NumPyro keeps its handlers in one stack for all threads, so programs run one at a time.
 ONE_AT_A_TIME = threading.RLock()
-LEAST_RATE = 1e-300
 MAX_STATISTICS = 400  # wider statistics (a long one-hot) are cheaper as a table
-
-
-def unwrap(fn: Any, given: Sequence[Any] = ()) -> Unwrapped:
-    """Strip mask, expand and to_event from a distribution.
-
-    Args:
-        fn: the distribution.
-        given: masks of `handlers.mask` around the site, outermost first, as the program wrote
-            them: a distribution keeps its mask broadcast to its whole batch, latents included.
-    """
-    masks: list[tuple[Array, int]] = []
-    reinterpreted, outer = 0, iter(given)
-    while True:
-        if isinstance(fn, MaskedDistribution):
-            masks.append((_as_written(fn._mask, next(outer, None)), reinterpreted))
-        elif isinstance(fn, Independent):
-            reinterpreted += fn.reinterpreted_batch_ndims
-        elif not isinstance(fn, ExpandedDistribution):
-            break
-        fn = fn.base_dist
-    mask = None
-    for m, inner in masks:
-        m = m.reshape(m.shape + (1,) * (reinterpreted - inner))
-        mask = m if mask is None else mask & m
-    return Unwrapped(_guarded(fn), mask, reinterpreted)
-
-
-def _guarded(fn: Any) -> Any:
-    """A rate of exactly zero (an inflated zero) has no second derivative: the least positive."""
-    if type(fn) is dist.Poisson:
-        return dist.Poisson(jnp.maximum(fn.rate, LEAST_RATE), validate_args=False)
-    return fn
-
-
-def _as_written(mask: Any, given: Any) -> Array:
-    if (
-        given is not None
-        and jnp.ndim(given) <= jnp.ndim(mask)
-        and jnp.broadcast_shapes(jnp.shape(given), jnp.shape(mask)) == jnp.shape(mask)
-    ):
-        return jnp.asarray(given)
-    return jnp.asarray(mask)
-
-
-def align(x: Array, rank: int, tail: int = 0) -> Array:
-    """Insert axes at the left so that `x` has `rank` dimensions before its last `tail` ones."""
-    missing = rank + tail - x.ndim
-    return x.reshape((1,) * missing + x.shape) if missing > 0 else x
-
-
-def sum_batch(x: Array, ndim: int) -> Array:
-    """Sum all dimensions but the last `ndim`."""
-    return x.sum(tuple(range(x.ndim - ndim))) if x.ndim > ndim else x
 
 
 @dataclass(frozen=True)
@@ -493,67 +437,5 @@ def run(program: Callable, args: tuple, kwargs: Mapping, interpreter: Interprete
         chain = out.chains[time]
         out.plates[time] = Plate(time, -(rank + 1 + i), chain.length, is_time=True)
     for name, term in out.terms.items():
-        out.terms[name] = _fold_loose(_aligned(term, out.specs[name], rank, times), name, out)
+        out.terms[name] = fold_loose(aligned(term, out.specs[name], rank, times), name, out)
     return out
-
-
-def _fold_loose(term: Term, name: str, out: Evaluation) -> Term:
-    """Sum a table over batch dimensions that stand in no plate of its site."""
-    spec = out.specs[name]
-    if spec.in_family_form:
-        return term
-    plated = {out.plates[p].dim for p in spec.plates}
-    variables = {v.dim: v for v in out.variables.values()}
-    shape = jnp.broadcast_shapes(term.natural.shape, term.coefficient.shape, term.offset.shape)
-    rank = len(shape)
-    loose = [
-        d
-        for d in range(-rank, 0)
-        if shape[d] > 1 and d not in plated and not _owned(d, variables, out)
-    ]
-    if not loose:
-        return term
-    for v in variables.values():
-        depends = shape[v.dim] > 1
-        inside = any(out.plates[p].dim in loose for p in v.plates)
-        if v.name == spec.own or (depends and inside):
-            raise ModelError(
-                f"site '{spec.site}': batch dimension {loose[-1]} of size {shape[loose[-1]]} is "
-                f"not in a plate. Put it under numpyro.plate (in the plate of '{v.site}')."
-            )
-    natural, coefficient = jnp.broadcast_arrays(term.natural, term.coefficient)
-    table = coefficient * jnp.where(coefficient == 0, 0.0, natural) + term.offset
-    axes = tuple(rank + d for d in loose)
-    total = jnp.broadcast_to(table, shape).sum(axes, keepdims=True)
-    one = (1,) * rank
-    return term._replace(natural=total, coefficient=jnp.ones(one), offset=jnp.zeros(one))
-
-
-def _owned(dim: int, variables: Mapping[int, Variable], out: Evaluation) -> bool:
-    """Whether a dimension belongs to a variable, a slot of a chain or a time axis."""
-    slots = {s.previous for c in out.chains.values() for s in c.slots}
-    times = {out.plates[t].dim for t in out.chains}
-    return dim in variables or dim in slots or dim in times
-
-
-def _aligned(term: Term, spec: TermSpec, rank: int, times: list[str]) -> Term:
-    """Bring every array of a term to the layout of the module's head."""
-    place = 1 + times.index(spec.time) if spec.time is not None else 0
-
-    def layout(x: Array, tail: int) -> Array:
-        if spec.time is None:
-            return align(x, rank, tail)
-        # the scan has put the time axis first
-        front, rest = x.shape[:1], x.shape[1:]
-        body = (1,) * (rank + tail - len(rest)) + rest
-        return x.reshape(front + (1,) * (place - 1) + body)
-
-    r, constraints = spec.reinterpreted, spec.cls.arg_constraints
-    return Term(
-        layout(term.natural, int(spec.in_family_form)),
-        layout(term.coefficient, r if spec.in_family_form else 0),
-        layout(term.offset, 0),
-        {k: layout(v, r + constraints[k].event_dim) for k, v in term.arguments.items()},
-        layout(term.value, 0 if spec.own else spec.event_dim + r),
-        term.origin if spec.time is None else term.origin[0],
-    )

@@ -26,8 +26,9 @@ from numpyro.primitives import Messenger
 from emprob.dependence import dependence
 from emprob.errors import ModelError, nearest
 from emprob.evaluation import Unwrapped
-from emprob.program import ONE_AT_A_TIME, unwrap
+from emprob.program import ONE_AT_A_TIME
 from emprob.space import bijection, forward
+from emprob.unwrapped import unwrap
 
 
 @dataclass

@@ -15,8 +15,9 @@ from numpyro.primitives import Messenger
 from emprob.densities import log_density
 from emprob.errors import ModelError
 from emprob.model import LatentModel, arguments
-from emprob.program import ONE_AT_A_TIME, _without_nan, unwrap
+from emprob.program import ONE_AT_A_TIME, _without_nan
 from emprob.types import Params
+from emprob.unwrapped import unwrap
 
 
 class Factor(NamedTuple):
