@@ -1,7 +1,7 @@
 """Newton's steps up a function of unconstrained parameters, which never fall."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ import numpy as np
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
+from emprob.choice import choose
 from emprob.types import Params
 
 SHRINK = 0.3
@@ -139,17 +140,13 @@ def climb(g: Callable[[Array], Array], start: Stand) -> tuple[Stand, Stand]:
         here, _, share, _ = carry
         new = look(g, here.x + share * here.step)  # which is `here` as long as it is not known
         good = _enough(new.value, here.value, share * here.promise)
-        ahead = _where(good | ~here.known, new, here)
+        ahead = choose(good | ~here.known, new, here)
         share = jnp.where(here.known, SHRINK * share, share)
-        return _where(here.known, here, new), ahead, share, ~(here.known & good)
+        return choose(here.known, here, new), ahead, share, ~(here.known & good)
 
     carry = (start, start, jnp.ones((), start.x.dtype), jnp.asarray(True))
     here, ahead, _, _ = jax.lax.while_loop(going, further, carry)
-    return here, _where(here.promise > here.rounding, ahead, unseen(here.x + here.step))
-
-
-def _where(condition: Array, a: Any, b: Any) -> Any:
-    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
+    return here, choose(here.promise > here.rounding, ahead, unseen(here.x + here.step))
 
 
 def _plain(gradient: Array) -> Array:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from emprob.choice import choose
 from emprob.model import LatentModel
 from emprob.types import Algorithm, Info, Params, State
 
@@ -93,7 +94,7 @@ def _decide(loop: Loop, new: State, info: Info, max_steps, tol, may_fall=None) -
     params = {k: jnp.where(ok, v, loop.params[k]) for k, v in loop.state.params.items()}
     objective = jnp.where(ok, info.objective, loop.objective)
     go = stop == GO
-    state = jax.tree.map(lambda a, b: jnp.where(go, a, b), new, loop.state)
+    state = choose(go, new, loop.state)
     return _strong(Loop(state, params, objective, loop.count + go, stop))
 
 
@@ -113,7 +114,7 @@ def _decide_freely(loop: Loop, new: State, info: Info, max_steps, tol) -> Loop:
     params = {k: jnp.where(best, v, loop.params[k]) for k, v in loop.state.params.items()}
     objective = jnp.where(best, info.objective, loop.objective)
     go = stop == GO
-    state = jax.tree.map(lambda a, b: jnp.where(go, a, b), new, loop.state)
+    state = choose(go, new, loop.state)
     return Loop(state, params, objective, loop.count + go, stop)
 
 
@@ -123,7 +124,7 @@ def _decide_noisily(estep: Any, loop: Loop, new: State, info: Info, max_steps, t
     stop = jnp.where(estep.adopts(info.gain, info.error), GO, STALLED)
     stop = jnp.where((stop == GO) & (loop.count >= max_steps), OUT, stop)
     stop = jnp.where(finite, stop, NON_FINITE)
-    state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, loop.state)
+    state = choose(finite, new, loop.state)
     objective = jnp.where(finite, info.objective, loop.objective)
     return _strong(Loop(state, state.params, objective, loop.count + (stop == GO), stop))
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
+from emprob.choice import choose
 from emprob.em import EM, Step, make_info
 from emprob.model import LatentModel
 from emprob.types import Info, Params, State
@@ -131,7 +132,7 @@ def advance(rule: Rule, model: LatentModel, state: State) -> tuple[State, Info]:
     """
     track: Track = state.memory
     no, yes, zero = jnp.asarray(False), jnp.asarray(True), jnp.zeros((), int)
-    at = _where(track.known, track.candidate, state.params)
+    at = choose(track.known, track.candidate, state.params)
     search = _Search(track, track.point.step, track.rate, at, yes, zero, no)
     search = jax.lax.while_loop(lambda s: ~s.moved, lambda s: _looked(rule, model, s), search)
     track, gain = search.track, search.seen.gain
@@ -146,10 +147,10 @@ def _looked(rule: Rule, model: LatentModel, search: _Search) -> _Search:
     first = ~old.known
     adopt = first | ~search.proposed | _no_lower(new, old.point)
     learnt = rule.learn(old.memory, old.point, new, search.proposed)
-    memory = _where(first, old.memory, learnt)
-    track = _where(adopt, _track(rule, model, memory, old.point, new, first), old)
-    seen, rate = _where(first, (new.step, track.rate), (search.seen, search.rate))
-    at = _where(first, track.candidate, old.point.following)
+    memory = choose(first, old.memory, learnt)
+    track = choose(adopt, _track(rule, model, memory, old.point, new, first), old)
+    seen, rate = choose(first, (new.step, track.rate), (search.seen, search.rate))
+    at = choose(first, track.candidate, old.point.following)
     return _Search(track, seen, rate, at, first, search.maps + 1, adopt & ~first)
 
 
@@ -190,10 +191,6 @@ def _no_lower(new: Point, old: Point) -> Array:
     slack = (SLACK if objective.dtype == jnp.float64 else SLACK_32) * (1.0 + jnp.abs(objective))
     finite = [jnp.isfinite(v).all() for v in jax.tree.leaves((new.params, new.following))]
     return (new.step.objective >= objective - slack) & jnp.all(jnp.stack(finite))
-
-
-def _where(condition: Array, a: Any, b: Any) -> Any:
-    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
 
 
 def _flat(tree: Params) -> Array:

@@ -1,13 +1,14 @@
 """SQUAREM: two EM maps, squared extrapolation."""
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from emprob.accelerate.composition import check_em
+from emprob.choice import choose
 from emprob.em import EM, Step, make_info
 from emprob.model import LatentModel
 from emprob.objective import dot, subtract
@@ -49,10 +50,10 @@ class Squarem:
         def body(carry: tuple, i: Array):
             params, s0, s1 = carry
             new, seen = self.method.map(model, params)
-            s0, s1 = _where(i == 0, seen, s0), _where(i == 1, seen, s1)
+            s0, s1 = choose(i == 0, seen, s0), choose(i == 1, seen, s1)
             alpha = jnp.minimum(_steplength(s0, s1), bound)
             candidate = _extrapolated(model, s0, s1, alpha, new)
-            return (_where(i == 1, candidate, new), s0, s1), (new, seen.objective, alpha)
+            return (choose(i == 1, candidate, new), s0, s1), (new, seen.objective, alpha)
 
         (third, s0, s1), (maps, objectives, alphas) = jax.lax.scan(
             body, (state.params, blank, blank), jnp.arange(3)
@@ -63,11 +64,7 @@ class Squarem:
         grown = jnp.where(good & (alpha >= bound), 4.0 * bound, bound)
         bound = jnp.where(good, grown, jnp.maximum(bound / 4.0, 1.0))
         info = make_info(s0, s0.gain, s0.gain * s0.gain / s1.gain, 3)
-        return State(_where(good, third, second), _Memory(bound)), info
-
-
-def _where(condition: Array, a: Any, b: Any) -> Any:
-    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
+        return State(choose(good, third, second), _Memory(bound)), info
 
 
 def _steplength(s0: Step, s1: Step) -> Array:

@@ -10,13 +10,14 @@ Source: Pinheiro & Bates (1995) for the adaptive rule; Kristensen et al. (2016, 
 
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from emprob.choice import choose
 from emprob.integral.integral import Field
 from emprob.partition import gaussian, gaussian_chain, gaussian_paths
 
@@ -151,15 +152,6 @@ def _newton(at: _Look, damping: Array) -> _Move:
     return _Move(move, good, jnp.where(good, decrement, jnp.inf))
 
 
-def by_series(condition: Array, new: Any, old: Any) -> Any:
-    """Choose by branch and series (B, S) in arrays with these axes first."""
-
-    def chosen(a: Array, b: Array) -> Array:
-        return jnp.where(condition.reshape(*condition.shape, *[1] * (a.ndim - 2)), a, b)
-
-    return jax.tree.map(chosen, new, old)
-
-
 def find_mode(f: Field, z: Array, real: Array) -> Mode:
     """Damped Newton ascent of every branch and series by itself."""
 
@@ -173,7 +165,7 @@ def find_mode(f: Field, z: Array, real: Array) -> Mode:
         ahead = _look(f, new, real)
         slack = 1e-12 * (1.0 + jnp.abs(at.value))
         accepted = planned.good & (ahead.value >= at.value - slack)
-        z, at = by_series(accepted, (new, ahead), (z, at))
+        z, at = choose(accepted, (new, ahead), (z, at))
         less = jnp.where(damping > 1e-6, 0.1 * damping, 0.0)
         damping = jnp.where(accepted, less, jnp.maximum(10 * damping, 1e-3))
         return i + 1, z, at, damping, _newton(at, damping)
@@ -181,9 +173,7 @@ def find_mode(f: Field, z: Array, real: Array) -> Mode:
     at, damping = _look(f, z, real), jnp.zeros(z.shape[:2], z.dtype)
     carry = (jnp.zeros((), int), z, at, damping, _newton(at, damping))
     _, z, at, _, last = lax.while_loop(going, step, carry)
-    move = by_series(
-        last.decrement <= TOLERANCE, last.move, jnp.zeros_like(z)
-    )  # else it is not tried
+    move = choose(last.decrement <= TOLERANCE, last.move, jnp.zeros_like(z))  # else it is not tried
     return Mode(z + move, last.decrement, at.precision)
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from emprob.choice import choose
 from emprob.model import LatentModel
 from emprob.objective import expected_log_joint
 from emprob.types import Params, Posterior
@@ -77,7 +78,7 @@ def ascend(loss: Callable, start: Params, optimizer: Any, steps: int) -> Params:
         x = optax.apply_updates(x, updates)
         after = loss(x)
         better = after < lowest
-        best = jax.tree.map(lambda a, b: jnp.where(better, a, b), x, best)
+        best = choose(better, x, best)
         return (x, state, best, jnp.where(better, after, lowest)), None
 
     carry = (start, transform.init(start), start, loss(start))

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from emprob.choice import choose
 from emprob.integral import quadrature
 from emprob.integral.expectation import Problem
 from emprob.integral.quadrature import Around, Precision
@@ -96,7 +97,7 @@ def _way_to_mean(p: Problem, g: Near) -> Array:
     last = quadrature.precision(p.fixed, end, p.real)
     there = _gaussian(end, last, p.real).log_volume
     settled = jnp.isfinite(lengths).all(0) & (lengths[-1] < SETTLED) & jnp.isfinite(there)
-    return quadrature.by_series(settled, end - g.centre, jnp.zeros_like(end))
+    return choose(settled, end - g.centre, jnp.zeros_like(end))
 
 
 def _twice(f):
