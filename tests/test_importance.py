@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -12,6 +13,10 @@ from scipy import integrate, stats
 from scipy.special import logsumexp
 
 import emprob as ep
+from emprob.importance import _worst_khat
+from emprob.integral.expectation import problem
+from emprob.simulation.draws import plain
+from emprob.simulation.gaussian import around_mean, mirrored, near
 
 
 def a_fit(model, params):
@@ -141,3 +146,63 @@ def test_what_cannot_be_corrected_is_refused():
     model = ep.bind(units, np.array([1, 2]))
     with pytest.raises(ValueError, match="n: expected 100 draws or more, got 10"):
         ep.importance(a_fit(model, {"tau": np.array(1.0)}), key=0, n=10)
+
+
+# -- the proposal and what is said of its weights -----------------------------------------------
+
+
+@pytest.mark.slow
+def test_proposal_is_around_the_mean_of_a_skewed_density():
+    y = np.array([0, 1, 4])
+    model = plain(ep.bind(units, y))
+    p = problem(model, {"tau": jnp.asarray(1.5)}, 0)
+    at_mode, found = near(p), around_mean(p)
+    b, step = np.linspace(-12.0, 8.0, 20001, retstep=True)
+    log_density = stats.norm.logpdf(b, 0, 1.5) + stats.poisson.logpmf(y[:, None], np.exp(b))
+    density = np.exp(log_density - logsumexp(log_density, axis=1, keepdims=True))
+    mean = (density * b).sum(1)
+    far = np.abs(at_mode.centre.ravel() - mean)
+    assert (np.abs(found.centre.ravel() - mean) < 0.2 * far).all()
+
+
+@pytest.mark.slow
+def test_weights_of_a_long_series_vary_less_around_the_mean():
+    rng, h = np.random.default_rng(0), 0.0
+    r = np.array(
+        [np.exp((h := 0.9 * h + 0.6 * rng.normal()) / 2) * rng.normal() for _ in range(400)]
+    )
+    p = problem(plain(ep.bind(volatility, r)), {"phi": jnp.asarray(0.9)}, 0)
+    at_mode, found = near(p), around_mean(p)
+    noise = jax.random.normal(jax.random.key(0), (500, *found.centre.shape))
+    spread = [
+        jax.vmap(lambda e, g=g: mirrored(g, p.f, e)[1])(noise).std() for g in (at_mode, found)
+    ]
+    assert spread[1] < 0.7 * spread[0]
+
+
+@pytest.mark.slow
+def test_proposal_stays_at_the_mode_where_there_is_no_way_to_the_mean():
+    """A wall beside a wide plain: over the Gaussian the mean gradient is that of the wall."""
+
+    def wall(y):
+        scale = numpyro.sample("scale", dist.HalfNormal(10.0))
+        with numpyro.plate("n", len(y)):
+            x = numpyro.sample("x", dist.Normal(0.0, scale))
+            numpyro.sample("y", dist.Poisson(jnp.exp(8.0 * x)), obs=y)
+
+    p = problem(plain(ep.bind(wall, np.array([0, 0]))), {"scale": jnp.asarray(10.0)}, 0)
+    at_mode, found = near(p), around_mean(p)
+    np.testing.assert_array_equal(found.centre, at_mode.centre)
+    np.testing.assert_allclose(found.precision.diag, at_mode.precision.diag, rtol=1e-9)
+
+
+def test_khat_tells_a_tail_and_not_weights_that_are_nearly_alike():
+    rng = np.random.default_rng(0)
+    shape = (2000, 2, 1, 1)
+    alike = rng.normal(0.0, 0.1, shape)
+    largest = np.exp(alike).max() / np.exp(alike).mean()
+    assert _worst_khat(alike) == pytest.approx(np.log(largest) / np.log(4000), abs=1e-6)
+    assert 0.7 < _worst_khat(np.log(rng.pareto(1.0, shape) + 1.0)) < 1.3
+    both = np.concatenate([alike, np.log(rng.pareto(1.0, shape) + 1.0)], -1)
+    assert _worst_khat(both) > 0.7
+    assert _worst_khat(np.zeros(shape)) == 0.0
