@@ -5,7 +5,7 @@ see `arbitrage.Surface`. Every model has `program(quotes, ...)` and `surface(par
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from jax import Array
 import emprob as ep
 from emprob.models import (
     _draws,
+    _evidence,
     _report,
     _surface_plots,
     arbitrage,
@@ -91,11 +92,13 @@ class Model:
         name: of the files.
         program: NumPyro program of quotes and a noise.
         surface: volatility as a function of (params, quotes).
+        priors: arguments of the program that choose its prior, by a word for them.
     """
 
     name: str
     program: Callable[..., None]
     surface: Callable[[Params, Quotes], Surface]
+    priors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def volatility(self, params: Params, quotes: Quotes) -> Array:
         """Volatility (N,) at the quotes' places."""
@@ -116,6 +119,15 @@ def fit(model: Model, quotes: Quotes, opt: _report.Options, noise=quote_noise.in
     return _report.fit(ep.bind(model.program, quotes, noise), opt)
 
 
+def unseen(model: Model, quotes: Quotes, out: Any, opt: _report.Options,
+           noise=quote_noise.indicator, **prior: Any) -> Array:  # fmt: skip
+    """Volatilities (N,) of a fit that does not see the quotes in `out` (N,)."""
+    rest = hold_out(quotes, out)
+    bound = ep.bind(model.program, rest, noise, **prior)
+    found = ep.fit(bound, key=opt.seed, num_starts=opt.num_starts, progress=opt.progress)
+    return model.volatility(found.params, rest)  # in units of the quotes that it saw
+
+
 def generalisation(model: Model, quotes: Quotes, opt: _report.Options) -> pd.DataFrame:
     """Errors inside and outside of the sample, robust and by least squares, a row each."""
     out = held_out(quotes, opt.seed)
@@ -124,11 +136,31 @@ def generalisation(model: Model, quotes: Quotes, opt: _report.Options) -> pd.Dat
         ("robust", quote_noise.indicator),
         ("least squares", quote_noise.gaussian),
     ):
-        bound = ep.bind(model.program, hold_out(quotes, out), noise)
-        found = ep.fit(bound, key=opt.seed, num_starts=opt.num_starts, progress=opt.progress)
-        volatility = model.volatility(found.params, quotes)
+        volatility = unseen(model, quotes, out, opt, noise)
         rows[f"{label}, in the sample"] = errors(quotes, volatility, ~out)
         rows[f"{label}, held out"] = errors(quotes, volatility, out)
+    return pd.DataFrame(rows).T
+
+
+def priors_compared(model: Model, quotes: Quotes, opt: _report.Options) -> pd.DataFrame:
+    """Median error in half-spreads and log-evidence under the priors of a model, a row each.
+
+    Held out are a share of the strikes of every expiry, and all quotes of one in the middle.
+    """
+    strikes = held_out(quotes, opt.seed)
+    maturity = np.asarray(quotes.expiry) == quotes.num_expiries // 2
+    rows = {}
+    for label, prior in model.priors.items():
+        bound = ep.bind(model.program, quotes, quote_noise.indicator, **prior)
+        found = ep.fit(bound, key=opt.seed, num_starts=opt.num_starts, progress=opt.progress)
+        seen = {
+            "in the sample": (model.volatility(found.params, quotes), None),
+            "strikes": (unseen(model, quotes, strikes, opt, **prior), strikes),
+            "a maturity": (unseen(model, quotes, maturity, opt, **prior), maturity),
+        }
+        row = {n: errors(quotes, v, kept)["median, half-spreads"] for n, (v, kept) in seen.items()}
+        evidence = _evidence.log_evidence(found, opt.seed)
+        rows[label] = row | dict(zip(("log-evidence", "error", "k-hat"), evidence))
     return pd.DataFrame(rows).T
 
 
@@ -159,6 +191,9 @@ def main(model: Model, argv: Sequence[str] | None, title: str, table: str = "btc
     _report.show(arbitrage.check(law, quotes.times, float(level(quotes))))
     _report.heading("Held-out quotes")
     _report.show(generalisation(model, quotes, opt))
+    if model.priors:
+        _report.heading("Priors compared: median errors in half-spreads, held out but the first")
+        _report.show(priors_compared(model, quotes, opt))
     comparison = _report.beside(found, opt)
     _report.say_where(_files(model, quotes, found, comparison, opt))
     return found

@@ -26,7 +26,10 @@ from emprob.models.quotes import Quotes
 SHARE = jnp.array([30.0, 3.0, 1.5])  # Dirichlet of good, stale, crossed
 GOOD = 0.5  # half-spreads, the median of a log-normal
 EXCESS = jnp.array([10.0, 4.0])  # of the next width over the last, likewise, relative
+SPREAD = 0.5  # of the logarithm of the excess
 LEAST = 0.1  # half-spreads; nobody knows a mid better, and a class of quotes cannot collapse
+NORMAL_QUARTILE = 0.6745
+FAR = 4.0  # widths of good quotes
 LEAST_SPREAD = 2e-4  # volatility; a spread below a tick is not known that well
 
 
@@ -48,11 +51,14 @@ def widths(good: Any, excess: Any) -> Array:
     return (LEAST + good) * jnp.concatenate([jnp.ones(1), jnp.cumprod(1.0 + jnp.asarray(excess))])
 
 
+USUAL = (SHARE / SHARE.sum(), widths(GOOD, EXCESS))  # shares and widths of the prior
+
+
 def _law() -> tuple[Array, Array]:
     """Shares (3,) and widths (3,) by their priors."""
     share = numpyro.sample("share", dist.Dirichlet(SHARE))
     good = numpyro.sample("width", dist.LogNormal(jnp.log(GOOD), 0.7))
-    excess = numpyro.sample("excess", dist.LogNormal(jnp.log(EXCESS), 0.5).to_event(1))
+    excess = numpyro.sample("excess", dist.LogNormal(jnp.log(EXCESS), SPREAD).to_event(1))
     return share, widths(good, excess)
 
 
@@ -87,6 +93,22 @@ def gaussian(quotes: Quotes, volatility: Any) -> None:
         numpyro.sample("mid", law, obs=quotes.mid)
 
 
+def start(quotes: Quotes, volatility: Any) -> dict[str, Any]:
+    """Shares and widths to begin with at a surface (N,) that bad quotes did not move.
+
+    The width of good quotes is the median distance, as a standard deviation, whatever half of the
+    quotes do; that of stale ones the median of the distances that are `FAR` beyond. From widths
+    that are far off, the first steps would move the surface too.
+    """
+    distance = jnp.abs(quotes.mid - volatility) / spreads(quotes)
+    good = jnp.maximum(jnp.nanmedian(distance) / NORMAL_QUARTILE, 1.1 * LEAST)
+    stale = jnp.nanmedian(jnp.where(distance > FAR * good, distance, jnp.nan)) / NORMAL_QUARTILE
+    usual = EXCESS[0] * jnp.exp(jnp.array([-2.0, 2.0]) * SPREAD)
+    first = jnp.where(jnp.isfinite(stale), jnp.clip(stale / good - 1.0, *usual), EXCESS[0])
+    excess = jnp.stack([first, EXCESS[1]])
+    return {"share": SHARE / SHARE.sum(), "width": good - LEAST, "excess": excess}
+
+
 def responsibilities(quotes: Quotes, volatility: Array, share: Array, width: Array) -> Array:
     """Probabilities (N, 3) of good, stale and crossed at given parameters.
 
@@ -96,8 +118,20 @@ def responsibilities(quotes: Quotes, volatility: Array, share: Array, width: Arr
         share: (3,).
         width: (3,), half-spreads, see `widths`.
     """
+    log_joint = _log_joint(quotes, volatility, share, width)
+    return jax.nn.softmax(jnp.where(quotes.observed[:, None], log_joint, jnp.log(share)), axis=-1)
+
+
+def log_density(quotes: Quotes, volatility: Array, share: Array, width: Array) -> Array:
+    """Log-density of the observed mids, a scalar, up to a constant; arguments as above.
+
+    To rank surfaces by: a bad quote lowers it only so much.
+    """
+    each = jax.nn.logsumexp(_log_joint(quotes, volatility, share, width), axis=-1)
+    return jnp.sum(jnp.where(quotes.observed, each, 0.0))
+
+
+def _log_joint(quotes: Quotes, volatility: Array, share: Array, width: Array) -> Array:
     scale = width * spreads(quotes)[:, None]
-    residual = jnp.nan_to_num(quotes.mid - volatility)[:, None]
-    log_density = -0.5 * (residual / scale) ** 2 - jnp.log(scale)
-    log_density = jnp.where(quotes.observed[:, None], log_density, 0.0)
-    return jax.nn.softmax(jnp.log(share) + log_density, axis=-1)
+    residual = jnp.where(quotes.observed, quotes.mid - volatility, 0.0)[:, None]
+    return jnp.log(share) - 0.5 * (residual / scale) ** 2 - jnp.log(scale)

@@ -231,6 +231,22 @@ def pad(quotes: Quotes, num_quotes: int, num_expiries: int) -> Quotes:
     )  # fmt: skip
 
 
+def by_expiry(quotes: Quotes) -> Quotes:
+    """A batch (E, ...) of surfaces of one expiry each, filled up with missing quotes; for `vmap`.
+
+    Args:
+        quotes: N options at E expiries, concrete.
+    """
+    code = np.asarray(quotes.expiry)
+    longest, parts = int(np.bincount(code, minlength=1).max()), []
+    for e in range(quotes.num_expiries):
+        own = take(quotes, code == e)
+        own = replace(own, times=own.times[e : e + 1], forwards=own.forwards[e : e + 1],
+                      expiry=jnp.zeros_like(own.expiry))  # fmt: skip
+        parts.append(pad(own, longest, 1))
+    return jax.tree.map(lambda *x: jnp.stack(x), *parts)
+
+
 def errors_in_spreads(quotes: Quotes, volatility: Any, least: Any = 1e-4) -> Any:
     """Distance of a fit from the mid in half-spreads: within the quotes where at most one.
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 from jax import Array
 
@@ -67,7 +68,12 @@ def smile_sabr(
     noise(quotes, law(quotes.log_moneyness, quotes.expiry))
 
 
-MODEL = _surface.Model("smile_sabr", smile_sabr, surface)
+PRIORS = {
+    "as given": {"roughness": np.array(ROUGHNESS)},
+    "a third as rough": {"roughness": np.array(ROUGHNESS) / 3},
+    "three times as rough": {"roughness": np.array(ROUGHNESS) * 3},
+}
+MODEL = _surface.Model("smile_sabr", smile_sabr, surface, PRIORS)
 
 
 @_report.entry

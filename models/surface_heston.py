@@ -10,8 +10,10 @@ Source: Heston (1993), Review of Financial Studies 6(2).
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from jax import Array
@@ -44,33 +46,46 @@ def implied(law: fourier.Law, times: Array) -> Surface:
     return volatility
 
 
-def variances(quotes: Quotes) -> _surface.Params:
-    """Priors of Heston's variance: sites `v0`, `kappa`, `theta`, `sigma`, `rho`, scalars."""
+def variances(quotes: Quotes, width: Any = 1.0) -> _surface.Params:
+    """Priors of Heston's variance: sites `v0`, `kappa`, `theta`, `sigma`, `rho`, scalars.
+
+    Args:
+        quotes: N options, which give the unit.
+        width: of the priors of the positive ones, over the usual.
+    """
     usual = 2 * jnp.log(_surface.level(quotes))
     laws = {
-        "v0": dist.LogNormal(usual, 0.7),
-        "kappa": dist.LogNormal(jnp.log(3.0), 1.0),
-        "theta": dist.LogNormal(usual, 0.7),
-        "sigma": dist.LogNormal(usual / 2 + jnp.log(3.0), 1.0),
+        "v0": dist.LogNormal(usual, 0.7 * width),
+        "kappa": dist.LogNormal(jnp.log(3.0), 1.0 * width),
+        "theta": dist.LogNormal(usual, 0.7 * width),
+        "sigma": dist.LogNormal(usual / 2 + jnp.log(3.0), 1.0 * width),
         "rho": dist.Uniform(-1.0, 1.0),
     }
     return {name: numpyro.sample(name, law) for name, law in laws.items()}
 
 
 def surface_heston(
-    quotes: Quotes, noise: Callable[[Quotes, Array], None] = quote_noise.indicator
+    quotes: Quotes,
+    noise: Callable[[Quotes, Array], None] = quote_noise.indicator,
+    width: Any = 1.0,
 ) -> None:
     """One Heston law for all quotes.
 
     Args:
         quotes: N options at E expiries, NaN mids are missing.
         noise: law of the mids, a function of `quote_noise`.
+        width: of the priors, see `variances`.
     """
-    fitted = surface(variances(quotes), quotes)
+    fitted = surface(variances(quotes, width), quotes)
     noise(quotes, fitted(quotes.log_moneyness, quotes.expiry))
 
 
-MODEL = _surface.Model("surface_heston", surface_heston, surface)
+PRIORS = {
+    "as given": {"width": np.array(1.0)},
+    "half as wide": {"width": np.array(0.5)},
+    "three times as wide": {"width": np.array(3.0)},
+}
+MODEL = _surface.Model("surface_heston", surface_heston, surface, PRIORS)
 
 
 @_report.entry

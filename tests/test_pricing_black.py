@@ -80,9 +80,9 @@ def test_the_difference_of_mills_ratios_does_not_cancel():
 
 def test_prices_agree_with_quantlib():
     rng = np.random.default_rng(0)
-    forward = np.exp(rng.normal(size=2000))
-    strike = forward * np.exp(rng.uniform(-2, 2, 2000))
-    s, sign = rng.uniform(0.01, 3, 2000), rng.choice([-1.0, 1.0], 2000)
+    forward = np.exp(rng.normal(size=10_000))
+    strike = forward * np.exp(rng.uniform(-2, 2, 10_000))
+    s, sign = rng.uniform(0.01, 3, 10_000), rng.choice([-1.0, 1.0], 10_000)
     found = np.asarray(price_jit(forward, strike, s, sign))
     kind = {1.0: ql.Option.Call, -1.0: ql.Option.Put}
     expected = [ql.blackFormula(kind[w], k, f, d) for f, k, d, w in zip(forward, strike, s, sign)]

@@ -22,7 +22,7 @@ from emprob.models import (
     surface_svi,
 )
 from emprob.models.pricing import svi
-from emprob.models.quotes import Quotes
+from emprob.models.quotes import Quotes, by_expiry, take
 
 NAMES = ("smile_sabr", "surface_svi", "surface_heston", "surface_bates", "implied_density")
 SABR = {
@@ -191,6 +191,98 @@ def test_separate_slices_are_as_good_as_one_by_one():
     assert np.sqrt(np.mean((fitted - true) ** 2)) < 0.004
 
 
+# -- starts -----------------------------------------------------------------------------------
+
+SLICES = {"lowest": np.array([0.8, 0.57]), "put_slope": np.array([0.4, 0.59]),
+          "call_slope": np.array([0.36, 0.45]), "centre": np.array([-0.46, -0.18]),
+          "roundness": np.array([0.53, 0.65])}  # fmt: skip
+
+
+def scattered(rng):
+    """Two smiles of 25 quotes with one in five bad, to either side; true volatilities, bad."""
+    k = np.concatenate([np.sort(rng.uniform(-1.4, 1.4, 25)) for _ in range(2)])
+    code, times = np.repeat([0, 1], 25), np.array([1.8, 1.9])
+    blank = np.full(50, 0.55)
+    half = blank * rng.uniform(0.005, 0.02, 50)
+    quotes = Quotes(*(jnp.asarray(x) for x in (k, times, code, np.ones(2), blank, half,
+                                               np.where(k < 0, -1.0, 1.0))))  # fmt: skip
+    raw = surface_svi.slices(SLICES, 0.55, times)
+    true = np.sqrt(svi.total_variance(k, *(np.asarray(x)[code] for x in raw)) / times[code])
+    bad = rng.uniform(size=50) < 0.2
+    wild = rng.uniform(8, 60, 50) * rng.choice([-1, 1], 50)
+    error = np.where(bad, wild, rng.normal(size=50) / 3)
+    return with_mids(quotes, np.maximum(true + error * half, 0.02)), true, bad
+
+
+@pytest.fixture(scope="module")
+def started():
+    quotes, true, bad = scattered(np.random.default_rng(13))
+    return quotes, true, bad, surface_svi.start(quotes, 0)
+
+
+@pytest.mark.slow
+def test_a_start_is_not_moved_by_bad_quotes(started):
+    quotes, true, bad, start = started
+    law = surface_svi.surface(start, quotes)
+    at = law(quotes.log_moneyness, quotes.expiry)
+    assert np.abs(np.asarray(at) - true).max() < 0.005
+    good = quote_noise.responsibilities(
+        quotes, at, start["share"], quote_noise.widths(start["width"], start["excess"])
+    )[:, 0]
+    assert list(np.flatnonzero(np.asarray(good) < 0.5)) == list(np.flatnonzero(bad))
+
+
+@pytest.mark.exhaustive
+def test_a_robust_fit_from_there_finds_the_better_optimum(started):
+    """The usual start ends where half of a smile is explained and the rest is called bad."""
+    quotes, true, bad, start = started
+    model = ep.bind(surface_svi.separate_svi, quotes)
+    usual, found = (ep.fit(model, init=init, progress=False) for init in (None, start))
+    assert found.converged
+    assert found.objective > usual.objective + 10
+    assert list(np.flatnonzero(_surface.bad_probability(found) > 0.5)) == list(np.flatnonzero(bad))
+    fitted = surface_svi.surface(found.params, quotes)(quotes.log_moneyness, quotes.expiry)
+    assert np.sqrt(np.mean((np.asarray(fitted) - true) ** 2)) < 0.003
+
+
+@pytest.mark.slow
+def test_a_start_exists_for_a_smile_without_quotes(started):
+    quotes = started[0]
+    empty = with_mids(quotes, jnp.where(quotes.expiry == 1, jnp.nan, quotes.mid))
+    start = surface_svi.start(empty, 0)
+    assert all(np.isfinite(np.asarray(x)).all() for x in start.values())
+
+
+def test_expiries_apart_are_the_same_quotes():
+    quotes = take(places(), np.array([0, 1, 2, 15, 16, 30]))
+    apart = by_expiry(quotes)
+    assert apart.mid.shape == (3, 3)
+    np.testing.assert_array_equal(apart.observed.sum(1), [3, 2, 1])
+    np.testing.assert_array_equal(apart.strike[1, :2], quotes.strike[3:5])
+    np.testing.assert_array_equal(apart.time[2, :1], quotes.time[5:])
+
+
+def test_log_density_is_that_of_the_mixture(sabr_quotes):
+    quotes, true, _ = sabr_quotes
+    share, excess = np.array([0.8, 0.15, 0.05]), np.array([6.0, 3.0])
+
+    def total(volatility):
+        width = quote_noise.widths(0.4, excess)
+        return quote_noise.log_density(quotes, volatility, share, width)
+
+    def exact(volatility):
+        noise = handlers.condition(
+            quote_noise.mixture, {"share": share, "width": 0.4, "excess": excess}
+        )
+        trace = handlers.trace(noise).get_trace(quotes, volatility)
+        site = trace["mid"]
+        there = np.asarray(quotes.observed)
+        return site["fn"].log_prob(jnp.where(there, quotes.mid, 0.0))[there].sum()
+
+    ours, theirs = (f(true) - f(true + 0.01) for f in (total, exact))
+    assert float(ours) == pytest.approx(float(theirs), rel=1e-10)
+
+
 # -- arbitrage --------------------------------------------------------------------------------
 
 VOGT = {"a": -0.0410, "b": 0.1331, "rho": 0.3060, "m": 0.3586, "sigma": 0.4153}
@@ -303,6 +395,7 @@ def test_main_runs(name, tmp_path, capsys):
     assert np.isfinite(found.objective)
     assert "held out" in text
     assert "butterfly" in text
+    assert ("log-evidence" in text) == bool(module.MODEL.priors)
     assert (tmp_path / f"{name}.png").exists()
 
 
