@@ -31,6 +31,7 @@ from emprob.models.quotes import Quotes, errors_in_spreads, hold_out
 Params = Mapping[str, Any]
 MIDDLE = 0.3  # share of the quotes that are near the money
 BAD = 0.5  # probability above which a quote is called bad
+OVER = 200  # draws that the probability is averaged over
 
 
 def level(quotes: Quotes) -> Array:
@@ -183,6 +184,8 @@ def main(model: Model, argv: Sequence[str] | None, title: str, table: str = "btc
     _report.heading(f"Robust fit of {int(quotes.observed.sum())} quotes by EM")
     found = fit(model, quotes, opt)
     _report.show(found.summary())
+    _report.show(optima(found), digits=7)
+    print("Optima less than two below the best disagree on what is bad: ask the draws of NUTS.")
     bad = bad_probability(found)
     volatility = model.volatility(found.params, quotes)
     _report.show(flagged(quotes, volatility, bad))
@@ -195,6 +198,10 @@ def main(model: Model, argv: Sequence[str] | None, title: str, table: str = "btc
         _report.heading("Priors compared: median errors in half-spreads, held out but the first")
         _report.show(priors_compared(model, quotes, opt))
     comparison = _report.beside(found, opt)
+    if comparison is not None:
+        _report.heading("Bad quotes, at the estimate and over the draws")
+        over_draws = bad_over_draws(model, quotes, _draws.nuts_draws(comparison.bayes, OVER))
+        _report.show(doubtful(quotes, bad, over_draws))
     _report.say_where(_files(model, quotes, found, comparison, opt))
     return found
 
@@ -205,6 +212,38 @@ def flagged(quotes: Quotes, volatility: Any, bad: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame({
         "years": quotes.time, "strike": quotes.strike, "mid": quotes.mid, "fit": volatility,
         "half-spreads": errors_in_spreads(quotes, volatility), "bad": bad,
+    }).iloc[rows]  # fmt: skip
+
+
+def optima(found: ep.Fit) -> pd.DataFrame:
+    """Where the starts of a fit ended: objectives, how far below the best, and by how many."""
+    ended = found.starts.loc[found.starts["status"] == "converged", "objective"].round(2)
+    counts = ended.value_counts().sort_index(ascending=False)
+    values = counts.index.to_numpy(float)
+    return pd.DataFrame({
+        "objective": values, "below the best": values.max(initial=-np.inf) - values,
+        "starts": counts.to_numpy(),
+    })  # fmt: skip
+
+
+def bad_over_draws(model: Model, quotes: Quotes, draws: Params) -> np.ndarray:
+    """Probability (N,) that a quote is not good, over draws of all parameters (S, ...)."""
+
+    def one(p):
+        width = quote_noise.widths(p["width"], p["excess"])
+        volatility = model.volatility(p, quotes)
+        return 1.0 - quote_noise.responsibilities(quotes, volatility, p["share"], width)[:, 0]
+
+    every = jax.jit(lambda all_of_them: jax.lax.map(one, all_of_them))(dict(draws))
+    return np.asarray(every).mean(0)
+
+
+def doubtful(quotes: Quotes, bad: np.ndarray, over_draws: np.ndarray) -> pd.DataFrame:
+    """Quotes that are bad at the estimate or over the draws: years, strike, both probabilities."""
+    rows = np.flatnonzero(np.maximum(bad, over_draws) > BAD)
+    return pd.DataFrame({
+        "years": quotes.time, "strike": quotes.strike, "at the estimate": bad,
+        "over the draws": over_draws,
     }).iloc[rows]  # fmt: skip
 
 

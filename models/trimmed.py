@@ -54,30 +54,45 @@ def least_trimmed_squares(
         where no fit was.
     """
     weights = jnp.where(quotes.observed, spreads(quotes) ** -2, 0.0)
+    params = jax.tree.map(lambda x: jnp.asarray(x, float), params)
     size = len(jax.tree.leaves(params)) + SPARE
 
+    def fit(start, kept, boldness):
+        return least_squares(volatility_function, start, quotes, weights * kept, supports,
+                             boldness, tolerance=1e-4, max_steps=50)  # fmt: skip
+
+    def one(key):
+        kept = _first(jax.random.uniform(key, weights.shape), weights > 0, size)
+        return _concentrated(fit, params, kept, quotes, weights, num_steps)
+
+    fits = jax.vmap(one)(jax.random.split(key, num_subsets))
+    score = jax.vmap(lambda volatility: log_density(quotes, volatility, *USUAL))(fits.volatility)
+    at = jnp.argmax(jnp.where(jnp.isfinite(score), score, -jnp.inf))
+    return jax.tree.map(lambda x: x[at], fits)
+
+
+def _concentrated(
+    fit: Callable[..., Calibration],
+    params: Any,
+    kept: Array,
+    quotes: Quotes,
+    weights: Array,
+    num_steps: int,
+) -> Calibration:
+    """A fit to a subset, to the nearest quotes again and again, at last to the good ones."""
+
     def step(state, this):
-        start, kept = state
         boldness, last = this
-        found = least_squares(volatility_function, start, quotes, weights * kept, supports,
-                              boldness, tolerance=1e-4, max_steps=50)  # fmt: skip
+        found = fit(*state, boldness)
         gap = weights * (found.volatility - quotes.mid) ** 2
         nearest = _first(gap, weights > 0, jnp.ceil(KEPT * jnp.sum(weights > 0)))
         good = responsibilities(quotes, found.volatility, *USUAL)[:, 0] > 0.5
         return (found.params, jnp.where(last, good, nearest)), found
 
-    def one(key):
-        kept = _first(jax.random.uniform(key, weights.shape), weights > 0, size)
-        boldness = jnp.array([COLD] + [WARM] * (num_steps + 1))
-        last = jnp.arange(num_steps + 2) >= num_steps
-        _, fits = jax.lax.scan(step, (params, kept), (boldness, last))
-        return jax.tree.map(lambda x: x[-1], fits)
-
-    params = jax.tree.map(lambda x: jnp.asarray(x, float), params)
-    fits = jax.vmap(one)(jax.random.split(key, num_subsets))
-    score = jax.vmap(lambda volatility: log_density(quotes, volatility, *USUAL))(fits.volatility)
-    at = jnp.argmax(jnp.where(jnp.isfinite(score), score, -jnp.inf))
-    return jax.tree.map(lambda x: x[at], fits)
+    boldness = jnp.array([COLD] + [WARM] * (num_steps + 1))
+    last = jnp.arange(num_steps + 2) >= num_steps
+    _, fits = jax.lax.scan(step, (params, kept), (boldness, last))
+    return jax.tree.map(lambda x: x[-1], fits)
 
 
 def _first(order: Array, there: Array, num: Any) -> Array:

@@ -6,8 +6,10 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 from numpyro import handlers
+from scipy import stats
 
 import emprob as ep
 from emprob.estep.enumerate import log_partition_of
@@ -137,6 +139,40 @@ def test_the_band_has_the_draws_of_all_chains(sabr_quotes):
         params = SABR | {"alpha": factor * SABR["alpha"]}
         want = smile_sabr.surface(params, sabr_quotes[0])(k[:, 0], np.arange(3))
         np.testing.assert_allclose(end[:, 0], want, rtol=1e-12)
+
+
+def test_bad_quotes_over_draws_are_the_mean_of_their_probabilities(sabr_quotes):
+    quotes = sabr_quotes[0]
+    draws = {k: np.array([v, 1.02 * v]) for k, v in SABR.items()}
+    draws |= {"width": np.array([0.2, 0.5]), "excess": np.array([[10.0, 4.0], [6.0, 3.0]]),
+              "share": np.array([[0.9, 0.06, 0.04], [0.7, 0.2, 0.1]])}  # fmt: skip
+    found = _surface.bad_over_draws(smile_sabr.MODEL, quotes, draws)
+    want = 0.0
+    for s in range(2):
+        p = {k: v[s] for k, v in draws.items()}
+        volatility = np.asarray(smile_sabr.MODEL.volatility(p, quotes))
+        scale = np.asarray(quote_noise.spreads(quotes))[:, None] * np.asarray(
+            quote_noise.widths(p["width"], p["excess"])
+        )
+        each = p["share"] * stats.norm.pdf(np.asarray(quotes.mid)[:, None], volatility[:, None],
+                                           scale)  # fmt: skip
+        each[10] = p["share"]  # is missing
+        want = want + (1 - each[:, 0] / each.sum(1)) / 2
+    np.testing.assert_allclose(found, want, atol=1e-9)
+    assert 10 not in _surface.doubtful(quotes, 0 * found, found).index
+
+
+def test_optima_are_counted():
+    rows = [
+        (193.77, "converged"),
+        (194.036, "converged"),
+        (194.0361, "converged"),
+        (9.0, "dropped"),
+    ]
+    table = pd.DataFrame(rows, columns=["objective", "status"])
+    found = _surface.optima(SimpleNamespace(starts=table))
+    np.testing.assert_allclose(found["below the best"], [0.0, 0.27], atol=1e-9)
+    assert list(found["starts"]) == [2, 1]
 
 
 @pytest.mark.slow
