@@ -100,6 +100,12 @@ def surface_svi(
     noise(quotes, law(quotes.log_moneyness, quotes.expiry))
 
 
+def _laws() -> dict[str, dist.Distribution]:
+    """Priors of a slice by itself."""
+    rows = zip(CURVES, CENTRE, SPREAD, TRANSFORMS)
+    return {name: (dist.LogNormal if t else dist.Normal)(c, s) for name, c, s, t in rows}
+
+
 def separate_svi(
     quotes: Quotes, noise: Callable[[Quotes, Array], None] = quote_noise.indicator
 ) -> None:
@@ -110,11 +116,7 @@ def separate_svi(
         noise: law of the mids, a function of `quote_noise`.
     """
     with numpyro.plate("slice", quotes.num_expiries):
-        laws = zip(CURVES, CENTRE, SPREAD, TRANSFORMS)
-        params = {
-            name: numpyro.sample(name, (dist.LogNormal if t else dist.Normal)(centre, spread))
-            for name, centre, spread, t in laws
-        }
+        params = {name: numpyro.sample(name, law) for name, law in _laws().items()}
     law = surface(params, quotes)
     unit = _surface.level(quotes)
     numpyro.factor("butterfly", -arbitrage.butterfly_penalty(law, quotes.times, unit))
@@ -134,8 +136,11 @@ def _trimmed(slices: Quotes, keys: Array) -> tuple[_surface.Params, Array]:
     centre = {name: jnp.exp(c) if t else jnp.asarray(c) for name, c, t in rows}
     supports = {n: "positive" if t else "real" for n, t in zip(CURVES, TRANSFORMS)}
 
+    def log_prior(params):
+        return sum(law.log_prob(params[name]) for name, law in _laws().items())
+
     def one(quotes, key):
-        found = trimmed.least_trimmed_squares(_slice, centre, quotes, key, supports)
+        found = trimmed.least_trimmed_squares(_slice, centre, quotes, key, supports, log_prior)
         return found.params, _surface.level(quotes)
 
     return jax.vmap(one)(slices, keys)

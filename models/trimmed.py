@@ -33,6 +33,7 @@ def least_trimmed_squares(
     quotes: Quotes,
     key: Array,
     supports: Any = None,
+    log_prior: Callable[[Any], Any] = lambda params: 0.0,
     num_subsets: int = 32,
     num_steps: int = 3,
 ) -> Calibration:
@@ -46,12 +47,14 @@ def least_trimmed_squares(
         quotes: N options; a NaN mid is missing.
         key: of the subsets.
         supports: as for `calibration.least_squares`.
+        log_prior: of the params; where a few bad quotes side by side could be a kink of the smile,
+            it decides.
         num_subsets: of 7 quotes, one in twelve has no bad one where 30 % are bad.
         num_steps: of concentration.
 
     Returns:
-        The fit to the quotes that were kept with the highest `quote_noise.log_density`; not finite
-        where no fit was.
+        The fit to the quotes that were kept with the highest `quote_noise.log_density` and prior;
+        not finite where no fit was.
     """
     weights = jnp.where(quotes.observed, spreads(quotes) ** -2, 0.0)
     params = jax.tree.map(lambda x: jnp.asarray(x, float), params)
@@ -66,7 +69,9 @@ def least_trimmed_squares(
         return _concentrated(fit, params, kept, quotes, weights, num_steps)
 
     fits = jax.vmap(one)(jax.random.split(key, num_subsets))
-    score = jax.vmap(lambda volatility: log_density(quotes, volatility, *USUAL))(fits.volatility)
+    score = jax.vmap(
+        lambda fit: log_density(quotes, fit.volatility, *USUAL) + log_prior(fit.params)
+    )(fits)
     at = jnp.argmax(jnp.where(jnp.isfinite(score), score, -jnp.inf))
     return jax.tree.map(lambda x: x[at], fits)
 
