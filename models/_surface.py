@@ -93,13 +93,18 @@ class Model:
         name: of the files.
         program: NumPyro program of quotes and a noise.
         surface: volatility as a function of (params, quotes).
-        priors: arguments of the program that choose its prior, by a word for them.
+        priors: arguments of the program that choose its prior, by a word for them, first the usual.
     """
 
     name: str
     program: Callable[..., None]
     surface: Callable[[Params, Quotes], Surface]
     priors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def usual(self) -> Mapping[str, Any]:
+        """Arguments of the usual prior: given, so that all priors share compiled code."""
+        return next(iter(self.priors.values()), {})
 
     def volatility(self, params: Params, quotes: Quotes) -> Array:
         """Volatility (N,) at the quotes' places."""
@@ -117,7 +122,7 @@ def load(name: str) -> Quotes:
 
 def fit(model: Model, quotes: Quotes, opt: _report.Options, noise=quote_noise.indicator) -> ep.Fit:
     """Fit a surface with several starts."""
-    return _report.fit(ep.bind(model.program, quotes, noise), opt)
+    return _report.fit(ep.bind(model.program, quotes, noise, **model.usual), opt)
 
 
 def unseen(model: Model, quotes: Quotes, out: Any, opt: _report.Options,
@@ -137,7 +142,7 @@ def generalisation(model: Model, quotes: Quotes, opt: _report.Options) -> pd.Dat
         ("robust", quote_noise.indicator),
         ("least squares", quote_noise.gaussian),
     ):
-        volatility = unseen(model, quotes, out, opt, noise)
+        volatility = unseen(model, quotes, out, opt, noise, **model.usual)
         rows[f"{label}, in the sample"] = errors(quotes, volatility, ~out)
         rows[f"{label}, held out"] = errors(quotes, volatility, out)
     return pd.DataFrame(rows).T
@@ -180,7 +185,7 @@ def main(model: Model, argv: Sequence[str] | None, title: str, table: str = "btc
     args = p.parse_args(argv)
     opt, quotes = _report.options(args), load(args.table)
     _report.heading("The plan")
-    print(ep.bind(model.program, quotes, quote_noise.indicator))
+    print(ep.bind(model.program, quotes, quote_noise.indicator, **model.usual))
     _report.heading(f"Robust fit of {int(quotes.observed.sum())} quotes by EM")
     found = fit(model, quotes, opt)
     _report.show(found.summary())
@@ -197,6 +202,7 @@ def main(model: Model, argv: Sequence[str] | None, title: str, table: str = "btc
     if model.priors:
         _report.heading("Priors compared: median errors in half-spreads, held out but the first")
         _report.show(priors_compared(model, quotes, opt))
+        print("An evidence with a k-hat above 0.7 cannot be relied on: several optima, long tails.")
     comparison = _report.beside(found, opt)
     if comparison is not None:
         _report.heading("Bad quotes, at the estimate and over the draws")

