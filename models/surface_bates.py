@@ -17,7 +17,7 @@ import numpyro.distributions as dist
 from jax import Array
 
 import emprob as ep
-from emprob.models import _report, _surface, quote_noise, surface_heston
+from emprob.models import _report, _surface, calibration, quote_noise, surface_heston
 from emprob.models.arbitrage import Surface
 from emprob.models.pricing.characteristic import Bates
 from emprob.models.quotes import Quotes
@@ -52,7 +52,7 @@ def surface_bates(
         "jump_sd": dist.LogNormal(jnp.log(month / 2), 0.7),
     }
     params |= {name: numpyro.sample(name, law) for name, law in laws.items()}
-    noise(quotes, surface(params, quotes)(quotes.log_moneyness, quotes.expiry))
+    noise(quotes, calibration.volatilities(law(params), quotes))
 
 
 MODEL = _surface.Model("surface_bates", surface_bates, surface)

@@ -19,7 +19,7 @@ import numpyro.distributions as dist
 from jax import Array
 
 import emprob as ep
-from emprob.models import _report, _surface, quote_noise
+from emprob.models import _report, _surface, calibration, quote_noise
 from emprob.models.arbitrage import Surface
 from emprob.models.pricing import fourier
 from emprob.models.pricing.characteristic import Heston
@@ -76,8 +76,7 @@ def surface_heston(
         noise: law of the mids, a function of `quote_noise`.
         width: of the priors, see `variances`.
     """
-    fitted = surface(variances(quotes, width), quotes)
-    noise(quotes, fitted(quotes.log_moneyness, quotes.expiry))
+    noise(quotes, calibration.volatilities(law(variances(quotes, width)), quotes))
 
 
 PRIORS = {

@@ -435,6 +435,15 @@ def test_main_runs(name, tmp_path, capsys):
     assert (tmp_path / f"{name}.png").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["surface_heston", "surface_bates"])
+def test_far_strikes_of_the_dax_have_a_volatility_wherever_a_search_begins(name):
+    """A price without digits has none, and `bind` refuses a program that has no value."""
+    model = importlib.import_module(f"emprob.models.{name}").MODEL
+    bound = ep.bind(model.program, _surface.load("dax_2002"))
+    assert np.isfinite(float(log_partition_of(bound.evaluate(bound.notes.value.initial))))
+
+
 @pytest.mark.exhaustive
 def test_heston_finds_its_own_parameters():
     """Mids of a Heston law with noise and bad quotes: the truth within the errors."""
