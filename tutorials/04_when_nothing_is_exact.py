@@ -216,12 +216,12 @@ pd.DataFrame(
 )
 
 # %% [markdown]
-# Read this table first of all. Where the importance weights around the mode have a k-hat below a
-# half, as at the first and the third estimate, the end of a run uses the simulated likelihood
-# itself, with draws of its own, whatever E-step brought it there: these two columns differ by
-# noise alone. At the estimate of SAEM the k-hat came out above a half, and the run ends with the
-# draws of the E-step, by Louis' identity: rougher, and it says so. The variational column says *a
-# lower bound*: its number is no likelihood, and its optimum is that of the bound.
+# Read this table first of all. Where importance weights have a k-hat below a half, as here, the
+# end of a run uses the simulated likelihood itself, with draws of its own, whatever E-step brought
+# it there: the first three columns differ by noise alone. Where they have not, it ends with draws
+# of the E-step: rougher, and it says so. The variational column says *a lower bound*: its number
+# is no likelihood, its optimum is that of the bound, and so are its standard errors, from
+# differences of the bound's score.
 #
 # ## NUTS on the same program
 #
@@ -295,15 +295,15 @@ axes[0].set_yticks(range(len(table)), table.index)
 axes[0].invert_yaxis()
 
 # %% [markdown]
-# Importance sampling, particles and Laplace agree with the exact estimate to a small part of a
-# standard error: more draws would buy digits that the data cannot fill. SAEM is farther off, by
-# about the Monte Carlo error that it states, the largest by far. What parts it from the others is
-# one estimate of k-hat, a little above the limit here and a little below it in another run. Such
+# Importance sampling, SAEM and particles agree with the exact estimate to about a hundredth of a
+# standard error, Laplace to a twentieth: more draws would buy digits that the data cannot fill.
+# What parts the three from it are one to three of the Monte Carlo errors that they state. Such
 # errors are themselves estimated, from weights whose long tail a sample may miss: a Monte Carlo
 # error from one run is an order of magnitude.
 #
 # NUTS gives means, not modes, of a skewed posterior, so its row need not agree; its bars are longer
-# where the posterior has a tail. It is also the one that says that it has not converged.
+# where the posterior has a tail. Its effective sample size, the smallest of all coordinates, says
+# how rough its numbers still are.
 #
 # The variational fit is somewhere else altogether. Column "exact there" is the true log-likelihood
 # at each estimate, and its own is far below the rest. Why?
@@ -387,7 +387,7 @@ pd.DataFrame(
 # - **Variational** when nothing else is affordable, and with a guide that can hold the
 #   correlations. Its number is a bound: never put it beside a likelihood, or into AIC.
 # - **NUTS on everything** when the posterior is the answer, not an estimate. It needs many draws
-#   here, and its R-hat says how many.
+#   here, and its effective sample size says how many.
 #
 # In all of them: an estimate is known when its Monte Carlo error is small *beside its standard
 # error*, and a log-likelihood when its error is small beside the difference that decides. And an
