@@ -339,6 +339,7 @@ def level(y):
 
 
 @pytest.mark.exhaustive
+@pytest.mark.filterwarnings("ignore::emprob.errors.DegeneracyWarning")  # few particles say so
 def test_stated_errors_of_few_particles_cover_the_optimum(monkeypatch):
     """Bootstrap filters whose log-evidence has a standard deviation of one, twenty keys."""
     rng = np.random.default_rng(5)
