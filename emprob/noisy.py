@@ -112,7 +112,7 @@ def finished(session: Session, method: EM, run: Run, memory: Any, key: Any) -> t
         note = "its curvature is not finite, so its end was not settled"
         return run._replace(status=Status.MAX_STEPS, note=note), None, None
     params = settled.params
-    draws = final_draws(model, estep, params, memory)
+    draws, memory = final_draws(model, estep, params, memory)
     found = evidence_of(model, estep, params, memory, draws, key)
     for alarm in estep.alarms(model, params, memory):
         warnings.warn(DegeneracyWarning(alarm), stacklevel=4)

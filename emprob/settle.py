@@ -265,10 +265,11 @@ def evidence(model: LatentModel, params: Mapping[str, Any], key: Any, num: int) 
     return Evidence(found.value, found.error, found.khat, f"importance sampling, {num} draws")
 
 
-def final_draws(model: LatentModel, estep: Any, params: Mapping, memory: Any) -> dict:
-    """Draws of the latents at the estimate that all count alike, by site (A, ...)."""
+def final_draws(model: LatentModel, estep: Any, params: Mapping, memory: Any) -> tuple:
+    """Draws of the latents at the estimate that all count alike, by site (A, ...); the memory."""
     arrays = {k: jnp.asarray(v) for k, v in params.items()}
-    return to_numpy(evened(sample(model, estep, arrays, memory)[0]))
+    drawn, memory = sample(model, estep, arrays, memory)
+    return to_numpy(evened(drawn)), memory
 
 
 def evidence_of(
