@@ -1,10 +1,10 @@
 """How far the integral over the latents is from exact, by importance sampling.
 
 The latents are drawn from the Gaussian around their mean (the one around the mode, which Laplace's
-approximation is made of, is worse where the density is skewed), and each draw is
-weighted by what the program says over what the Gaussian says. The mean weight is an unbiased
-estimate of the integral, whatever the shape of the integrand; how well it can be trusted shows in
-the tail of the weights.
+approximation is made of, is worse where the density is skewed), and each draw is weighted by what
+the program says over what the Gaussian says. The mean weight is an unbiased estimate of the
+integral, whatever the shape of the integrand; how well it can be trusted shows in the tail of the
+weights.
 """
 
 from dataclasses import dataclass

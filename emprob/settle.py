@@ -94,7 +94,7 @@ class Settled(NamedTuple):
     distance: float
     noise: float
     at_optimum: bool
-    information: str
+    information: str = ""
 
 
 @partial(jax.jit, static_argnames="estep")
@@ -164,7 +164,7 @@ def climbed(model: LatentModel, params: Mapping, look: Callable) -> Settled:
         at = moved(model, at, report.newton_step())
     if near:
         at = moved(model, at, report.newton_step())
-    return Settled(at, report, report.score_norm, noise, bool(near), "")
+    return Settled(at, report, report.score_norm, noise, bool(near))
 
 
 class Samples:

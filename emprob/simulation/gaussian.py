@@ -1,8 +1,7 @@
 """Gaussians near a density of the latents, as a proposal and as coordinates to sample in.
 
 One is around the mode. A skewed density has its mean elsewhere, and the one around the mean is the
-better proposal: of 2780 days of stochastic volatility the variance of the weights is a
-twentieth.
+better proposal: of 2780 days of stochastic volatility the variance of the weights is a twentieth.
 """
 
 from collections.abc import Callable
