@@ -19,12 +19,14 @@ from emprob.models import (
     _draws,
     _evidence,
     _report,
+    _starts,
     _surface_plots,
     arbitrage,
     option_chain,
     option_tables,
     quote_noise,
 )
+from emprob.models._starts import SMILES, Parts
 from emprob.models.arbitrage import Surface
 from emprob.models.quotes import Quotes, errors_in_spreads, hold_out
 
@@ -94,12 +96,16 @@ class Model:
         program: NumPyro program of quotes and a noise.
         surface: volatility as a function of (params, quotes).
         priors: arguments of the program that choose its prior, by a word for them, first the usual.
+        parts: what of a surface is fitted by itself for a start.
+        in_units: names of the parameters that are in units of `level`, where parts have their own.
     """
 
     name: str
     program: Callable[..., None]
     surface: Callable[[Params, Quotes], Surface]
     priors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    parts: Parts = SMILES
+    in_units: tuple[str, ...] = ()
 
     @property
     def usual(self) -> Mapping[str, Any]:
@@ -109,6 +115,24 @@ class Model:
     def volatility(self, params: Params, quotes: Quotes) -> Array:
         """Volatility (N,) at the quotes' places."""
         return self.surface(params, quotes)(quotes.log_moneyness, quotes.expiry)
+
+    def start(self, quotes: Quotes, key: Any, **prior: Any) -> dict[str, Array]:
+        """Where a robust fit begins that bad quotes shall not move; pass it as `init`.
+
+        Each part by least trimmed squares, then the noise for these; see `_starts.start`.
+
+        Args:
+            quotes: N options, NaN mids are missing.
+            key: a key of `jax.random`, or an integer.
+            prior: arguments of the program; by default `usual`.
+
+        Returns:
+            Values of all parameters of the program with `quote_noise.indicator`.
+        """
+        key = jax.random.key(key) if isinstance(key, int) else key
+        given = dict(prior or self.usual)
+        return _starts.start(self.program, self.parts.subsets, level, self.in_units, given, quotes,
+                             self.parts.of(quotes), key)  # fmt: skip
 
 
 LEVELS = {"btc_2021": "mid", "dax_2002": "mark"}  # where a table has its volatilities
@@ -120,17 +144,29 @@ def load(name: str) -> Quotes:
     return option_chain.quotes(option_chain.clean(table, level=level)[0], level=level)
 
 
-def fit(model: Model, quotes: Quotes, opt: _report.Options, noise=quote_noise.indicator) -> ep.Fit:
-    """Fit a surface with several starts."""
-    return _report.fit(ep.bind(model.program, quotes, noise, **model.usual), opt)
+def fit(model: Model, quotes: Quotes, opt: _report.Options, noise=quote_noise.indicator,
+        **prior: Any) -> ep.Fit:  # fmt: skip
+    """Fit a surface from `Model.start`, and from places around it where more starts are wanted.
+
+    Args:
+        model: a family.
+        quotes: N options, NaN mids are missing.
+        opt: sizes of the run.
+        noise: law of the mids, a function of `quote_noise`.
+        prior: arguments of the program; by default the usual.
+    """
+    prior = prior or dict(model.usual)
+    bound = ep.bind(model.program, quotes, noise, **prior)
+    start = model.start(quotes, opt.seed, **prior)
+    return ep.fit(bound, key=opt.seed, init={name: start[name] for name in bound.params},
+                  num_starts=opt.num_starts, max_steps=3000, progress=opt.progress)  # fmt: skip
 
 
 def unseen(model: Model, quotes: Quotes, out: Any, opt: _report.Options,
            noise=quote_noise.indicator, **prior: Any) -> Array:  # fmt: skip
     """Volatilities (N,) of a fit that does not see the quotes in `out` (N,)."""
     rest = hold_out(quotes, out)
-    bound = ep.bind(model.program, rest, noise, **prior)
-    found = ep.fit(bound, key=opt.seed, num_starts=opt.num_starts, progress=opt.progress)
+    found = fit(model, rest, opt, noise, **prior)
     return model.volatility(found.params, rest)  # in units of the quotes that it saw
 
 
@@ -142,7 +178,7 @@ def generalisation(model: Model, quotes: Quotes, opt: _report.Options) -> pd.Dat
         ("robust", quote_noise.indicator),
         ("least squares", quote_noise.gaussian),
     ):
-        volatility = unseen(model, quotes, out, opt, noise, **model.usual)
+        volatility = unseen(model, quotes, out, opt, noise)
         rows[f"{label}, in the sample"] = errors(quotes, volatility, ~out)
         rows[f"{label}, held out"] = errors(quotes, volatility, out)
     return pd.DataFrame(rows).T
@@ -157,8 +193,7 @@ def priors_compared(model: Model, quotes: Quotes, opt: _report.Options) -> pd.Da
     maturity = np.asarray(quotes.expiry) == quotes.num_expiries // 2
     rows = {}
     for label, prior in model.priors.items():
-        bound = ep.bind(model.program, quotes, quote_noise.indicator, **prior)
-        found = ep.fit(bound, key=opt.seed, num_starts=opt.num_starts, progress=opt.progress)
+        found = fit(model, quotes, opt, **prior)
         seen = {
             "in the sample": (model.volatility(found.params, quotes), None),
             "strikes": (unseen(model, quotes, strikes, opt, **prior), strikes),
@@ -180,7 +215,7 @@ def band(model: Model, quotes: Quotes, k: np.ndarray, draws: Params, share: floa
 
 def main(model: Model, argv: Sequence[str] | None, title: str, table: str = "btc_2021") -> ep.Fit:
     """Fit real quotes, flag the bad ones, check arbitrage, hold quotes out, NUTS beside it."""
-    p = _report.parser(title, num_starts=12, num_samples=500)
+    p = _report.parser(title, num_starts=4, num_samples=500)
     p.add_argument("--table", default=table, choices=tuple(LEVELS), help="of quotes")
     args = p.parse_args(argv)
     opt, quotes = _report.options(args), load(args.table)
@@ -188,6 +223,7 @@ def main(model: Model, argv: Sequence[str] | None, title: str, table: str = "btc
     print(ep.bind(model.program, quotes, quote_noise.indicator, **model.usual))
     _report.heading(f"Robust fit of {int(quotes.observed.sum())} quotes by EM")
     found = fit(model, quotes, opt)
+    print(found, found.message, sep="\n")
     _report.show(found.summary())
     _report.show(optima(found), digits=7)
     print("Optima less than two below the best disagree on what is bad: ask the draws of NUTS.")

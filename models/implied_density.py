@@ -118,7 +118,7 @@ def expectations(params: _surface.Params, quotes: Quotes, move: float = 0.1) -> 
     })  # fmt: skip
 
 
-MODEL = _surface.Model("implied_density", implied_density, surface)
+MODEL = _surface.Model("implied_density", implied_density, surface, in_units=("gap", "deviation"))
 
 
 @_report.entry

@@ -10,7 +10,7 @@ must be integrated.
 
 Where a model misses many quotes by a little, it is open whether the good ones are wide and none is
 bad, or narrow and ten are: optima less than one log unit apart. Use a dozen starts, or one from
-`trimmed` (`surface_svi.start`), and look at NUTS before a quote is thrown away.
+`_starts` (`_surface.Model.start`), and look at NUTS before a quote is thrown away.
 """
 
 from typing import Any
@@ -51,15 +51,19 @@ def widths(good: Any, excess: Any) -> Array:
     return (LEAST + good) * jnp.concatenate([jnp.ones(1), jnp.cumprod(1.0 + jnp.asarray(excess))])
 
 
-USUAL = (SHARE / SHARE.sum(), widths(GOOD, EXCESS))  # shares and widths of the prior
+def _priors() -> dict[str, dist.Distribution]:
+    """Laws of the noise's parameters."""
+    return {
+        "share": dist.Dirichlet(SHARE),
+        "width": dist.LogNormal(jnp.log(GOOD), 0.7),
+        "excess": dist.LogNormal(jnp.log(EXCESS), SPREAD).to_event(1),
+    }
 
 
 def _law() -> tuple[Array, Array]:
     """Shares (3,) and widths (3,) by their priors."""
-    share = numpyro.sample("share", dist.Dirichlet(SHARE))
-    good = numpyro.sample("width", dist.LogNormal(jnp.log(GOOD), 0.7))
-    excess = numpyro.sample("excess", dist.LogNormal(jnp.log(EXCESS), SPREAD).to_event(1))
-    return share, widths(good, excess)
+    noise = {name: numpyro.sample(name, law) for name, law in _priors().items()}
+    return noise["share"], widths(noise["width"], noise["excess"])
 
 
 def indicator(quotes: Quotes, volatility: Any) -> None:
@@ -125,10 +129,22 @@ def responsibilities(quotes: Quotes, volatility: Array, share: Array, width: Arr
 def log_density(quotes: Quotes, volatility: Array, share: Array, width: Array) -> Array:
     """Log-density of the observed mids, a scalar, up to a constant; arguments as above.
 
-    To rank surfaces by: a bad quote lowers it only so much.
+    A bad quote lowers it only so much.
     """
     each = jax.nn.logsumexp(_log_joint(quotes, volatility, share, width), axis=-1)
     return jnp.sum(jnp.where(quotes.observed, each, 0.0))
+
+
+def score(quotes: Quotes, volatility: Array) -> Array:
+    """Log-density of the mids and of the noise that `start` finds, a scalar, up to a constant.
+
+    To rank surfaces by that fit more or fewer quotes more or less closely: a surface through a few
+    quotes would have a noise that its prior does not believe.
+    """
+    noise = start(quotes, volatility)
+    prior = sum(law.log_prob(noise[name]) for name, law in _priors().items())
+    width = widths(noise["width"], noise["excess"])
+    return prior + log_density(quotes, volatility, noise["share"], width)
 
 
 def _log_joint(quotes: Quotes, volatility: Array, share: Array, width: Array) -> Array:

@@ -73,7 +73,7 @@ PRIORS = {
     "a third as rough": {"roughness": np.array(ROUGHNESS) / 3},
     "three times as rough": {"roughness": np.array(ROUGHNESS) * 3},
 }
-MODEL = _surface.Model("smile_sabr", smile_sabr, surface, PRIORS)
+MODEL = _surface.Model("smile_sabr", smile_sabr, surface, PRIORS, in_units=("alpha",))
 
 
 @_report.entry

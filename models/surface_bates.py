@@ -17,7 +17,7 @@ import numpyro.distributions as dist
 from jax import Array
 
 import emprob as ep
-from emprob.models import _report, _surface, calibration, quote_noise, surface_heston
+from emprob.models import _report, _starts, _surface, calibration, quote_noise, surface_heston
 from emprob.models.arbitrage import Surface
 from emprob.models.pricing.characteristic import Bates
 from emprob.models.quotes import Quotes
@@ -55,7 +55,7 @@ def surface_bates(
     noise(quotes, calibration.volatilities(law(params), quotes))
 
 
-MODEL = _surface.Model("surface_bates", surface_bates, surface)
+MODEL = _surface.Model("surface_bates", surface_bates, surface, parts=_starts.LAW)
 
 
 @_report.entry

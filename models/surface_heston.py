@@ -19,7 +19,7 @@ import numpyro.distributions as dist
 from jax import Array
 
 import emprob as ep
-from emprob.models import _report, _surface, calibration, quote_noise
+from emprob.models import _report, _starts, _surface, calibration, quote_noise
 from emprob.models.arbitrage import Surface
 from emprob.models.pricing import fourier
 from emprob.models.pricing.characteristic import Heston
@@ -84,7 +84,7 @@ PRIORS = {
     "half as wide": {"width": np.array(0.5)},
     "three times as wide": {"width": np.array(3.0)},
 }
-MODEL = _surface.Model("surface_heston", surface_heston, surface, PRIORS)
+MODEL = _surface.Model("surface_heston", surface_heston, surface, PRIORS, _starts.LAW)
 
 
 @_report.entry

@@ -15,7 +15,6 @@ Source: Gatheral (2004), A parsimonious arbitrage-free implied volatility parame
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -23,10 +22,10 @@ import numpyro.distributions as dist
 from jax import Array
 
 import emprob as ep
-from emprob.models import _report, _surface, arbitrage, quote_noise, trimmed
+from emprob.models import _report, _surface, arbitrage, quote_noise
 from emprob.models.arbitrage import Surface
 from emprob.models.pricing import svi
-from emprob.models.quotes import Quotes, by_expiry
+from emprob.models.quotes import Quotes
 from emprob.models.term_curves import POSITIVE, REAL, curves, estimated
 
 CURVES = ("lowest", "put_slope", "call_slope", "centre", "roundness")
@@ -35,7 +34,6 @@ SPREAD = (0.4, 0.8, 0.8, 0.5, 0.7)
 ROUGHNESS = (0.15, 0.3, 0.3, 0.2, 0.3)
 TRANSFORMS = (POSITIVE, POSITIVE, POSITIVE, REAL, POSITIVE)
 LEE = 2.0  # bound of the slopes of w
-REACH = 3.0  # standard deviations of the prior that a start may be off
 
 
 class Slices(NamedTuple):
@@ -100,12 +98,6 @@ def surface_svi(
     noise(quotes, law(quotes.log_moneyness, quotes.expiry))
 
 
-def _laws() -> dict[str, dist.Distribution]:
-    """Priors of a slice by itself."""
-    rows = zip(CURVES, CENTRE, SPREAD, TRANSFORMS)
-    return {name: (dist.LogNormal if t else dist.Normal)(c, s) for name, c, s, t in rows}
-
-
 def separate_svi(
     quotes: Quotes, noise: Callable[[Quotes, Array], None] = quote_noise.indicator
 ) -> None:
@@ -116,59 +108,13 @@ def separate_svi(
         noise: law of the mids, a function of `quote_noise`.
     """
     with numpyro.plate("slice", quotes.num_expiries):
-        params = {name: numpyro.sample(name, law) for name, law in _laws().items()}
+        rows = zip(CURVES, CENTRE, SPREAD, TRANSFORMS)
+        laws = {name: (dist.LogNormal if t else dist.Normal)(c, s) for name, c, s, t in rows}
+        params = {name: numpyro.sample(name, law) for name, law in laws.items()}
     law = surface(params, quotes)
     unit = _surface.level(quotes)
     numpyro.factor("butterfly", -arbitrage.butterfly_penalty(law, quotes.times, unit))
     noise(quotes, law(quotes.log_moneyness, quotes.expiry))
-
-
-def _slice(params: _surface.Params, quotes: Quotes) -> Array:
-    """Volatilities (N,) of one slice, in the unit of its own quotes."""
-    law = surface({name: x[None] for name, x in params.items()}, quotes)
-    return law(quotes.log_moneyness, quotes.expiry)
-
-
-@jax.jit
-def _trimmed(slices: Quotes, keys: Array) -> tuple[_surface.Params, Array]:
-    """Curves (E,) by least trimmed squares of each slice, and the unit (E,) they are in."""
-    rows = zip(CURVES, CENTRE, TRANSFORMS)
-    centre = {name: jnp.exp(c) if t else jnp.asarray(c) for name, c, t in rows}
-    supports = {n: "positive" if t else "real" for n, t in zip(CURVES, TRANSFORMS)}
-
-    def log_prior(params):
-        return sum(law.log_prob(params[name]) for name, law in _laws().items())
-
-    def one(quotes, key):
-        found = trimmed.least_trimmed_squares(_slice, centre, quotes, key, supports, log_prior)
-        return found.params, _surface.level(quotes)
-
-    return jax.vmap(one)(slices, keys)
-
-
-def start(quotes: Quotes, key: Any) -> dict[str, Any]:
-    """Where to begin a robust fit whose smiles may have many bad quotes; pass it as `init`.
-
-    Each slice by least trimmed squares, no further than `REACH` from the centre of its prior; then
-    the noise for these slices.
-
-    Args:
-        quotes: N options of E smiles, NaN mids are missing.
-        key: a key of `jax.random`, or an integer.
-
-    Returns:
-        Values of all parameters of `surface_svi` and `separate_svi`.
-    """
-    key = jax.random.key(key) if isinstance(key, int) else key
-    found, unit = _trimmed(by_expiry(quotes), jax.random.split(key, quotes.num_expiries))
-    scale = unit / _surface.level(quotes)
-    params = {}
-    for name, centre, spread, transforms in zip(CURVES, CENTRE, SPREAD, TRANSFORMS):
-        to, back = (jnp.log, jnp.exp) if transforms else (jnp.asarray, jnp.asarray)
-        x = jnp.nan_to_num(to(found[name] * scale), nan=centre)
-        params[name] = back(jnp.clip(x, centre - REACH * spread, centre + REACH * spread))
-    law = surface(params, quotes)
-    return params | quote_noise.start(quotes, law(quotes.log_moneyness, quotes.expiry))
 
 
 PRIORS = {
@@ -176,7 +122,8 @@ PRIORS = {
     "a third as rough": {"roughness": np.array(ROUGHNESS) / 3},
     "three times as rough": {"roughness": np.array(ROUGHNESS) * 3},
 }
-MODEL = _surface.Model("surface_svi", surface_svi, surface, PRIORS)
+MODEL = _surface.Model("surface_svi", surface_svi, surface, PRIORS, in_units=CURVES)
+SEPARATE = _surface.Model("separate_svi", separate_svi, surface, in_units=CURVES)
 
 
 @_report.entry

@@ -5,9 +5,9 @@
 Smiles are fitted 20 at a time, as a day's, which share the widths of the noise. Every smile has its
 own slice and maturity. A good mid is off by a third of its half-spread, a stale one by 5 to 20
 half-spreads, a crossed one by 30 to 100, to either side. Prints, for the robust fit from least
-trimmed squares (`surface_svi.start`, its time included), for least squares of the same program, and
-for free least squares of the five raw parameters by SciPy: error of the volatility at the money and
-over the quoted range, failures (a volatility at the money off by more than a tenth, or not a
+trimmed squares (`_surface.Model.start`, its time included), for least squares of the same program,
+and for free least squares of the five raw parameters by SciPy: error of the volatility at the money
+and over the quoted range, failures (a volatility at the money off by more than a tenth, or not a
 number), and how well bad quotes are found.
 """
 
@@ -64,7 +64,7 @@ def fitted(quotes: Quotes, noise) -> tuple:
     """Fit of a day's smiles: the fit, volatility at the quotes and at the money, seconds."""
     model = ep.bind(surface_svi.separate_svi, quotes, noise)
     began = time.perf_counter()
-    init = surface_svi.start(quotes, 0) if noise is quote_noise.indicator else None
+    init = surface_svi.SEPARATE.start(quotes, 0) if noise is quote_noise.indicator else None
     found = ep.fit(model, progress=False, max_steps=500, init=init)
     spent = time.perf_counter() - began
     law = surface_svi.surface(found.params, quotes)
