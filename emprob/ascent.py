@@ -15,7 +15,6 @@ from emprob.types import Params
 SHRINK = 0.3
 NUM_SHRINKS = 12
 LONGEST = 5.0  # change of a coordinate, in units of one plus its size
-FEW_COLUMNS = 4  # of a Hessian: written out they are faster, but each is compiled
 
 
 class Ascent(NamedTuple):
@@ -96,9 +95,7 @@ def look(g: Callable[[Array], Array], x: Array) -> Stand:
     the step is uphill); a Hessian that is not finite is replaced by the gradient's length.
     """
     (value, gradient), push = jax.linearize(jax.value_and_grad(g), x)
-    eye = jnp.eye(x.size, dtype=x.dtype)
-    few = x.size <= FEW_COLUMNS
-    hessian = jnp.stack([push(e)[1] for e in eye]) if few else jax.vmap(lambda e: push(e)[1])(eye)
+    hessian = jax.vmap(lambda e: push(e)[1])(jnp.eye(x.size, dtype=x.dtype))
     hessian = jnp.where(jnp.isfinite(hessian).all(), hessian, _plain(gradient))
     step = _bounded(_direction(hessian, gradient), x, value)
     return Stand(x, value, gradient, step, jnp.asarray(True))

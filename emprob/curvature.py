@@ -19,7 +19,7 @@ from emprob import chart
 from emprob.coordinates import as_arrays, coordinates_of, flatten, in_double, unflatten
 from emprob.hurried import Hurried
 from emprob.report import ALIGNED, LARGEST, System, UncertaintyReport, decompose, tolerance_of
-from emprob.work import cells, work_of
+from emprob.work import cells, is_little
 
 MAX_COORDINATES = 2000
 MAX_BATCH_CELLS = 4_000_000  # columns of the Hessian that are formed together: memory
@@ -63,7 +63,7 @@ def _derivatives(model: Any, coordinates: Mapping[str, Array], batch: int) -> _C
     return _Curvature(value, score, lax.map(column, basis, batch_size=batch))
 
 
-_curvature = Hurried(_derivatives, lambda model, w, _: work_of(model, w), static_argnums=2)
+_curvature = Hurried(_derivatives, lambda model, w, _: is_little(model, w), static_argnums=2)
 
 
 def _fall(
@@ -90,7 +90,7 @@ def _fall(
     return lax.map(fall_if, (basis, moves, jnp.tile(asked, 2))).reshape(2, -1)
 
 
-_falls = Hurried(_fall, lambda model, w, *_: work_of(model, w))
+_falls = Hurried(_fall, lambda model, w, *_: is_little(model, w))
 
 
 def _batch(model: Any, params: Mapping[str, Array], size: int) -> int:

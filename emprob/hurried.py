@@ -1,8 +1,8 @@
 """Compile in a hurry what runs once, or on few numbers.
 
-Derivatives of high order of a small program are thousands of operations on short arrays: half a
-minute of optimisation for milliseconds of work. Where little is to be computed, XLA is asked to
-leave most of its optimisation out, which takes less than half the time.
+Derivatives of high order of a small program, and any of a long one, are thousands of operations on
+short arrays: half a minute of optimisation for milliseconds of work. Where little is computed (see
+`work.py`), XLA is asked to leave most of its optimisation out, which takes half the time or less.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,6 @@ import jax
 from jax.core import Tracer
 
 OPTIONS = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 0}
-FEW = 30_000  # numbers; with many more the plain code costs what it saves
 
 
 @cache
@@ -37,19 +36,12 @@ class Hurried:
 
     Args:
         f: of arrays.
-        work: of the same positional arguments: how many numbers an operation has.
-        few: up to how many it is in a hurry.
+        little: of the same positional arguments: whether there is little to be computed.
         settings: of `jax.jit`.
     """
 
-    def __init__(
-        self,
-        f: Callable,
-        work: Callable[..., float],
-        few: float = FEW,
-        **settings: Any,
-    ):
-        self.f, self.work, self.few, self.settings = f, work, few, settings
+    def __init__(self, f: Callable, little: Callable[..., bool], **settings: Any):
+        self.f, self.little, self.settings = f, little, settings
         self.thorough: Any = jax.jit(f, **settings)
         update_wrapper(self, f)
 
@@ -59,7 +51,7 @@ class Hurried:
 
     def __call__(self, *args: Any, **more: Any) -> Any:
         # inside other code, it is compiled as that is
-        hurry = not _traced((args, more)) and self.work(*args) <= self.few
+        hurry = not _traced((args, more)) and self.little(*args)
         return (self.quick if hurry else self.thorough)(*args, **more)
 
     def _cache_size(self) -> int:

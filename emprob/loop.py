@@ -9,8 +9,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from emprob.choice import choose
+from emprob.hurried import Hurried
 from emprob.model import LatentModel
 from emprob.types import Algorithm, Info, Params, State
+from emprob.work import is_compiling
 
 DECREASE = 1e-9  # relative fall of the objective that is more than rounding
 DECREASE_32 = 1e-5  # in float32
@@ -129,10 +131,16 @@ def _decide_noisily(estep: Any, loop: Loop, new: State, info: Info, max_steps, t
     return _strong(Loop(state, state.params, objective, loop.count + (stop == GO), stop))
 
 
-@partial(jax.jit, static_argnames=("method", "capacity"))
-def advance(model, method, loop: Loop, limit, max_steps, tol, capacity: int):
+def _advance(model, method, loop: Loop, limit, max_steps, tol, capacity: int):
     """Up to `limit` steps of one run: how many, the loop after them, what they said."""
     return _loop_core(model, method, loop, limit, max_steps, tol, capacity)
+
+
+advance = Hurried(
+    _advance,
+    lambda model, method, loop, *_: is_compiling(model, loop.params),
+    static_argnames=("method", "capacity"),
+)
 
 
 @partial(jax.jit, static_argnames=("method", "capacity"))
@@ -145,6 +153,16 @@ def advance_all(model, method, params: Params, limit, tol, capacity: int):
         return loop.params, loop.objective, loop.count, loop.stop, trace
 
     return jax.vmap(one)(params)
+
+
+def each_advance(model, method, params: Params, limit, tol, capacity: int):
+    """Every start some steps, one after the other, by the code of a single run."""
+    ends = []
+    for i in range(len(next(iter(params.values())))):
+        loop = begin(init(model, method, {k: v[i] for k, v in params.items()}))
+        _, loop, trace = advance(model, method, loop, limit + 1, limit, tol, capacity)
+        ends.append((loop.params, loop.objective, loop.count, loop.stop, trace))
+    return jax.tree.map(lambda *x: jnp.stack(x), *ends)
 
 
 def begin(state: State) -> Loop:

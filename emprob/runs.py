@@ -20,6 +20,7 @@ from emprob.loop import (
     advance,
     advance_all,
     begin,
+    each_advance,
     init,
 )
 from emprob.model import LatentModel
@@ -27,6 +28,7 @@ from emprob.precision import to_numpy
 from emprob.progress import Progress
 from emprob.types import Algorithm, Info, Params, Status
 from emprob.verdict import blame, collapse
+from emprob.work import is_compiling
 
 CAPACITY = 256  # steps of one compiled call
 SHORT = 40  # steps of every start before the best go on
@@ -103,9 +105,14 @@ def race(session: Session, method: Algorithm, starts: list[Params], tol: float) 
     batch = {k: jnp.stack([s[k] for s in starts]) for k in starts[0]}
     long = SHORT + getattr(method, "warmup", 0)
     short = min(long, session.max_steps)
-    clock.compile(lambda: advance_all(model, method, batch, -1, tol, long + 1))
+    # a batch is another program to compile
+    if is_compiling(model, starts[0]):
+        some_steps, capacity = each_advance, CAPACITY
+    else:
+        some_steps, capacity = advance_all, long + 1
+    clock.compile(lambda: some_steps(model, method, batch, -1, tol, capacity))
     params, objectives, counts, stops, traces = to_numpy(
-        clock.run(lambda: advance_all(model, method, batch, short, tol, long + 1))
+        clock.run(lambda: some_steps(model, method, batch, short, tol, capacity))
     )
     words = {GO: "dropped", OUT: "dropped", CONVERGED: "converged", FELL: "objective fell",
              NON_FINITE: "not finite"}  # fmt: skip

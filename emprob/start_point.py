@@ -21,7 +21,7 @@ from emprob.hurried import Hurried
 from emprob.posterior import marginals
 from emprob.space import LogRatioTransform
 from emprob.uncertainty import unconstrained_covariance
-from emprob.work import cells
+from emprob.work import FEW, cells
 
 NEAREST = 1e-4  # how close to a corner of a simplex or an end of an interval a chain starts
 WIDEST = 3.0  # standard deviation, at most, on the log or logit scale
@@ -103,12 +103,12 @@ def _hessian(model: Any, u: Array) -> Array:
     return (matrix + matrix.T) / 2
 
 
-def _work(model: Any, u: Array) -> int:
+def _is_little(model: Any, u: Array) -> bool:
     params = jax.eval_shape(lambda m, u: m.constrain(unravel(m, u)), model, u)
-    return cells(model, params) * u.size
+    return cells(model, params) * u.size <= FEW
 
 
-hessian = Hurried(_hessian, _work)
+hessian = Hurried(_hessian, _is_little)
 
 
 # -- starts -------------------------------------------------------------------------------------

@@ -23,10 +23,12 @@ from numpyro.distributions.transforms import IdentityTransform
 
 from emprob.estep.enumerate import log_partition_of, with_naturals
 from emprob.evaluation import Evaluation
+from emprob.hurried import Hurried
 from emprob.model import LatentModel
 from emprob.mstep.auto import Auto as AutoMStep
 from emprob.mstep.closed_form import ClosedForm, covered
 from emprob.types import Params, Posterior
+from emprob.work import is_compiling
 
 JITTER = 0.3  # sd of the noise on starts that were given or drawn, unconstrained space
 MSTEPS = 8  # M-steps of a start whose parameters are not all in closed form
@@ -165,8 +167,7 @@ def _local(x: np.ndarray, shape: list, rng: np.random.Generator) -> np.ndarray:
     return np.concatenate(both, 1)
 
 
-@jax.jit
-def _first_mstep(model: LatentModel, params: Params, tilts: dict[str, Array]) -> Params:
+def _weighted(model: LatentModel, params: Params, tilts: dict[str, Array]) -> Params:
     """M-steps from the weights that the factors have when the latents follow the tilts alone."""
     out = model.evaluate(params)
     naturals = {k: jnp.zeros_like(t.natural) for k, t in out.terms.items()}
@@ -178,6 +179,9 @@ def _first_mstep(model: LatentModel, params: Params, tilts: dict[str, Array]) ->
     if len(covered(model)) == len(model.params):
         return ClosedForm()(model, params, posterior)
     return jax.lax.fori_loop(0, MSTEPS, lambda _, p: AutoMStep()(model, p, posterior), params)
+
+
+_first_mstep = Hurried(_weighted, lambda model, params, _: is_compiling(model, params))
 
 
 # -- labels: (rows, columns) -> (rows,), values 0..k-1 ------------------------------------------

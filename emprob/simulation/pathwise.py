@@ -152,11 +152,11 @@ def _by_batch(
     return lax.map(batch, jax.random.split(key, MANY_BATCHES)), prior
 
 
-def _drawn(model: LatentModel, coordinates: Mapping, key: Array, num: int) -> int:
-    return MANY_BATCHES * num * prod(model.structure.integrals[0].shape)
+def _are_few(model: LatentModel, coordinates: Mapping, key: Array, num: int) -> bool:
+    return MANY_BATCHES * num * prod(model.structure.integrals[0].shape) <= FEW
 
 
-_curves_by_batch = Hurried(_by_batch, _drawn, FEW, static_argnums=3)
+_curves_by_batch = Hurried(_by_batch, _are_few, static_argnums=3)
 
 
 @partial(jax.jit, static_argnames="num")
