@@ -1,8 +1,8 @@
 """Coverage of the 95 % intervals of a Heston surface with bad quotes, and NUTS beside one fit.
 
-    python tests/benchmarks/coverage_surfaces.py [--sets 200] [--draws 500]
+    python tests/benchmarks/coverage_surfaces.py [--sets 200] [--strikes 15] [--draws 500]
 
-Sixty quotes at four maturities with known parameters; good mids are off by a third of their
+Quotes at four maturities with known parameters; good mids are off by a third of their
 half-spread, one in ten by 5 to 20. Prints how often each interval has the truth, its mean width in
 standard deviations of the estimates, and the table of estimates and draws side by side.
 """
@@ -21,13 +21,12 @@ from emprob.models.quotes import Quotes
 
 TRUTH = {"v0": 0.25, "kappa": 3.0, "theta": 0.3, "sigma": 1.2, "rho": -0.4}
 TIMES = np.array([0.08, 0.25, 0.6, 1.5])
-STRIKES = 15
 
 
-def quotes(rng: np.random.Generator) -> tuple[Quotes, np.ndarray]:
+def quotes(rng: np.random.Generator, strikes: int) -> tuple[Quotes, np.ndarray]:
     """Quotes of the truth with noise, and which are bad."""
-    code = np.repeat(np.arange(len(TIMES)), STRIKES)
-    k = np.tile(np.linspace(-1.5, 1.5, STRIKES), len(TIMES)) * 0.5 * np.sqrt(TIMES)[code]
+    code = np.repeat(np.arange(len(TIMES)), strikes)
+    k = np.tile(np.linspace(-1.5, 1.5, strikes), len(TIMES)) * 0.5 * np.sqrt(TIMES)[code]
     blank = np.full(len(k), 0.5)
     half, sign = np.full(len(k), 0.005), np.where(k < 0, -1.0, 1.0)
     columns = (k, TIMES, code, np.ones(len(TIMES)), blank, half, sign)
@@ -47,6 +46,7 @@ def main() -> None:
     """Print the tables."""
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("--sets", type=int, default=200)
+    p.add_argument("--strikes", type=int, default=15, help="of each maturity")
     p.add_argument("--draws", type=int, default=500, help="of NUTS; 0: none")
     args = p.parse_args()
     jax.config.update("jax_enable_x64", True)
@@ -54,7 +54,7 @@ def main() -> None:
     inside, estimates, errors, spent, hits = [], [], [], [], np.zeros(3, int)
     statuses: dict[str, int] = {}
     for _ in range(args.sets):
-        made, bad = quotes(rng)
+        made, bad = quotes(rng, args.strikes)
         began = time.perf_counter()
         found = ep.fit(ep.bind(surface_heston.surface_heston, made), progress=False)
         table = found.summary().loc[list(TRUTH)]
