@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from emprob.estep.unsolved import Unsolved
 from emprob.evaluation import Evaluation, Term
 from emprob.integral import steady
-from emprob.integral.integral import Field, Integral, field, series_sums, values_of
+from emprob.integral.hoist import Hoisted, as_it_is, hoisted
+from emprob.integral.integral import Integral, field, series_sums, values_of
 from emprob.model import LatentModel, factor_of, layout
 from emprob.partition.factors import Factor
 from emprob.partition.plates import log_partition
@@ -34,8 +36,8 @@ class Problem(NamedTuple):
     """
 
     integral: Integral
-    f: Field
-    fixed: Field
+    f: Hoisted
+    fixed: Hoisted
     centre: Array
     real: Array
 
@@ -58,14 +60,11 @@ def problem(model: LatentModel, params: Mapping[str, Array], index: int) -> Prob
     """The integral of a model at given parameters."""
     integral, data = model.structure.integrals[index], model.data.integrals[index]
     held = lax.stop_gradient(dict(params))
-    shape = integral.shape
-    return Problem(
-        integral,
-        field(model, params, index),
-        field(lax.stop_gradient(model), held, index),
-        jnp.broadcast_to(data.centre, shape),
-        jnp.broadcast_to(data.real, shape),
-    )
+    centre = jnp.broadcast_to(data.centre, integral.shape)
+    fields = field(model, params, index), field(lax.stop_gradient(model), held, index)
+    solved = not isinstance(integral.rule, Unsolved)  # else its branches may not even add up
+    f, fixed = (hoisted(f, centre) if solved else as_it_is(f) for f in fields)
+    return Problem(integral, f, fixed, centre, jnp.broadcast_to(data.real, integral.shape))
 
 
 def log_integral(model: LatentModel, params: Mapping[str, Array], index: int) -> Array:

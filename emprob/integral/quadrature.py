@@ -152,6 +152,22 @@ def _newton(at: _Look, damping: Array) -> _Move:
     return _Move(move, good, jnp.where(good, decrement, jnp.inf))
 
 
+def _unseen(z: Array) -> _Look:
+    """A point that was not looked at, worse than any other."""
+    batch, series, steps, width = z.shape
+    diag = jnp.zeros((batch, series, steps, width, width), z.dtype)
+    below = jnp.zeros((batch, series, steps - 1, width, width), z.dtype)
+    return _Look(
+        jnp.full(z.shape[:2], -jnp.inf, z.dtype), jnp.zeros_like(z), Precision(diag, below)
+    )
+
+
+def _stay(z: Array) -> _Move:
+    """The step to where one is: so the first look is one of the loop's, and is compiled once."""
+    far = jnp.full(z.shape[:2], jnp.inf, z.dtype)
+    return _Move(jnp.zeros_like(z), jnp.isinf(far), far)
+
+
 def find_mode(f: Field, z: Array, real: Array) -> Mode:
     """Damped Newton ascent of every branch and series by itself."""
 
@@ -170,8 +186,7 @@ def find_mode(f: Field, z: Array, real: Array) -> Mode:
         damping = jnp.where(accepted, less, jnp.maximum(10 * damping, 1e-3))
         return i + 1, z, at, damping, _newton(at, damping)
 
-    at, damping = _look(f, z, real), jnp.zeros(z.shape[:2], z.dtype)
-    carry = (jnp.zeros((), int), z, at, damping, _newton(at, damping))
+    carry = (jnp.full((), -1), z, _unseen(z), jnp.zeros(z.shape[:2], z.dtype), _stay(z))
     _, z, at, _, last = lax.while_loop(going, step, carry)
     move = choose(last.decrement <= TOLERANCE, last.move, jnp.zeros_like(z))  # else it is not tried
     return Mode(z + move, last.decrement, at.precision)
