@@ -16,6 +16,7 @@ from emprob.em import EM
 from emprob.errors import ConvergenceWarning, PrecisionWarning
 from emprob.estep.fixed_key import FixedKey
 from emprob.estep.laplace import Laplace
+from emprob.integral.begin import begun
 from emprob.keys import as_key
 from emprob.loop import init as begin_state
 from emprob.loop import step
@@ -52,7 +53,8 @@ def fit(
         method: an algorithm, such as `ep.EM()` or `ep.QuasiNewton(ep.EM())`. None:
             QuasiNewton over EM, or MAP where nothing is latent.
         key: a PRNG key or int for the starts; None: 0 (the same starts each time).
-        init: starting values by site, constrained space; some or all parameters.
+        init: starting values by site, constrained space; some or all parameters, and latents that
+            are integrated around their mode: the search for it begins there.
         num_starts: number of starts. All run a little as one batch, the best run to the end.
         max_steps: limit on the steps of the final run; 0 evaluates the start.
         tol: stop when the estimated distance to the optimum is below `tol` standard errors.
@@ -78,6 +80,7 @@ def fit(
         model = with_dtype(model, dtype)
     with working(model):
         model = _in_width(model)
+        model, init = begun(model, init)
         init = check_init(init, model)
         starts, origins = make_starts(model, as_key(0 if key is None else key), num_starts, init)
         rows, clock = table(origins), Clock()
@@ -139,6 +142,7 @@ def steps(
     key = as_key(0 if key is None else key)
     with working(model):
         model = _in_width(model)
+        model, init = begun(model, init)
         init = check_init(init, model)
         starts, _ = make_starts(model, key, 1, init)
         drawing = None
