@@ -23,6 +23,9 @@ from jax import Array
 Surface = Callable[[Array, Array], Array]
 """Volatility at log-moneyness (...,) and the expiry's code (...,)."""
 
+Places = tuple[Array, Array]
+"""Log-moneyness and the expiries' codes, which broadcast."""
+
 WIDTH = 5.0  # of a grid, in standard deviations at the money
 REACH = 4.0  # of the penalised range, likewise
 TOLERANCE = 1e-10  # of what counts as negative
@@ -77,42 +80,83 @@ def growth(surface: Surface, times: Array, k: Array) -> Array:
     return jnp.diff(_variance(surface, times)(jnp.broadcast_to(k, code.shape), code), axis=0)
 
 
-def butterfly_penalty(
-    surface: Surface, times: Array, level: Any, points: int = 33, weight: float = 1e3
-) -> Array:
-    """Minus a log-density of smiles: zero where Durrleman's function is positive.
-
-    On a grid of its own for each maturity, `REACH` standard deviations wide, with differences for
-    derivatives: a fit takes two derivatives more, and four of a formula are slow to compile.
+def at_once(surface: Surface, *places: Places) -> list[Array]:
+    """Volatility at several places from one call, so that one call is differentiated and compiled.
 
     Args:
         surface: volatility at (k, code).
-        times: (E,), years.
-        level: volatility at the money, a number.
-        points: of the grid.
+        places: log-moneyness and codes of any shape.
+
+    Returns:
+        An array for each, of its shape.
+    """
+    places = tuple(jnp.broadcast_arrays(*place) for place in places)
+    k, code = (jnp.concatenate([jnp.ravel(x) for x in part]) for part in zip(*places))
+    ends = np.cumsum([np.prod(k.shape, dtype=int) for k, _ in places])[:-1]
+    parts = jnp.split(surface(k, code), ends)
+    return [part.reshape(k.shape) for part, (k, _) in zip(parts, places)]
+
+
+def _codes(times: Array) -> Array:
+    return jnp.arange(len(times))[:, None]
+
+
+def butterfly_grid(level: Any, times: Array, points: int = 33) -> Places:
+    """Even log-moneyness (E, G) of each maturity, `REACH` standard deviations wide, and codes."""
+    unit = jnp.linspace(-REACH, REACH, points)
+    return level * jnp.sqrt(times)[:, None] * unit, _codes(times)
+
+
+def calendar_grid(level: Any, times: Array) -> Places:
+    """Log-moneyness (1, G) that all maturities have in common, and codes."""
+    return grid(level, times)[None], _codes(times)
+
+
+def butterflies(k: Array, w: Array, weight: float = 1e3) -> Array:
+    """Minus a log-density of smiles: zero where Durrleman's function is positive.
+
+    With differences for derivatives: a fit takes two derivatives more, and four of a formula are
+    slow to compile.
+
+    Args:
+        k: (E, G), from `butterfly_grid`.
+        w: (E, G), total variance there.
         weight: of the squared violations.
     """
-    unit = jnp.linspace(-REACH, REACH, points)
-    k = level * jnp.sqrt(times)[:, None] * unit
     width = k[:, 1:2] - k[:, :1]
-    code = jnp.broadcast_to(jnp.arange(len(times))[:, None], k.shape)
-    w = _variance(surface, times)(k, code)
     low, middle, high = w[:, :-2], w[:, 1:-1], w[:, 2:]
     first, second = (high - low) / (2 * width), (high - 2 * middle + low) / width**2
     g = _function(k[:, 1:-1], middle, first, second)
     return weight * (jnp.minimum(g, 0.0) ** 2).sum()
 
 
-def calendar_penalty(surface: Surface, times: Array, k: Array, weight: float = 1e3) -> Array:
-    """Minus a log-density of a surface: zero where total variance grows with the time on k (G,).
+def calendars(w: Array, weight: float = 1e3) -> Array:
+    """Minus a log-density of a surface: zero where total variance (E, G) grows with the time.
 
     A fall counts relative to the mean growth at the money.
+
+    Args:
+        w: (E, G), on a grid that the maturities have in common.
+        weight: of the squared violations.
     """
-    if len(times) == 1:
+    if len(w) == 1:
         return jnp.zeros(())
-    grown = growth(surface, times, k)
-    typical = jax.lax.stop_gradient(jnp.abs(grown[:, len(k) // 2]).mean())
+    grown = jnp.diff(w, axis=0)
+    typical = jax.lax.stop_gradient(jnp.abs(grown[:, w.shape[1] // 2]).mean())
     return weight * (jnp.minimum(grown / typical, 0.0) ** 2).sum()
+
+
+def butterfly_penalty(surface: Surface, times: Array, level: Any, points: int = 33) -> Array:
+    """As `butterflies`, of a surface whose volatility at the money is about `level`."""
+    k, code = butterfly_grid(level, times, points)
+    code = jnp.broadcast_to(code, k.shape)
+    return butterflies(k, _variance(surface, times)(k, code))
+
+
+def calendar_penalty(surface: Surface, times: Array, k: Array) -> Array:
+    """As `calendars`, of a surface on k (G,)."""
+    k, code = jnp.broadcast_arrays(k, _codes(times))
+    return calendars(_variance(surface, times)(k, code))
 
 
 def check(surface: Surface, times: Array, level: Any, points: int = 2001) -> pd.DataFrame:

@@ -63,9 +63,12 @@ def smile_sabr(
     rows = dict(zip(CURVES, zip(CENTRE, SPREAD, TRANSFORMS)))
     params = curves(quotes.times, roughness, rows)
     law = surface(params, quotes, beta)
-    unit = _surface.level(quotes)
-    numpyro.factor("butterfly", -arbitrage.butterfly_penalty(law, quotes.times, unit))
-    noise(quotes, law(quotes.log_moneyness, quotes.expiry))
+    wings = arbitrage.butterfly_grid(_surface.level(quotes), quotes.times)
+    here = (quotes.log_moneyness, quotes.expiry)
+    at_wings, volatility = arbitrage.at_once(law, wings, here)
+    variance = at_wings**2 * quotes.times[:, None]
+    numpyro.factor("butterfly", -arbitrage.butterflies(wings[0], variance))
+    noise(quotes, volatility)
 
 
 PRIORS = {

@@ -92,10 +92,14 @@ def surface_svi(
     params = curves(quotes.times, roughness, rows)
     law = surface(params, quotes)
     unit = _surface.level(quotes)
-    k = arbitrage.grid(unit, quotes.times)
-    numpyro.factor("butterfly", -arbitrage.butterfly_penalty(law, quotes.times, unit))
-    numpyro.factor("calendar", -arbitrage.calendar_penalty(law, quotes.times, k))
-    noise(quotes, law(quotes.log_moneyness, quotes.expiry))
+    wings = arbitrage.butterfly_grid(unit, quotes.times)
+    common = arbitrage.calendar_grid(unit, quotes.times)
+    here = (quotes.log_moneyness, quotes.expiry)
+    *at_grids, volatility = arbitrage.at_once(law, wings, common, here)
+    on_wings, on_common = (v**2 * quotes.times[:, None] for v in at_grids)
+    numpyro.factor("butterfly", -arbitrage.butterflies(wings[0], on_wings))
+    numpyro.factor("calendar", -arbitrage.calendars(on_common))
+    noise(quotes, volatility)
 
 
 def separate_svi(
