@@ -142,7 +142,7 @@ def calendars(w: Array, weight: float = 1e3) -> Array:
     if len(w) == 1:
         return jnp.zeros(())
     grown = jnp.diff(w, axis=0)
-    typical = jax.lax.stop_gradient(jnp.abs(grown[:, w.shape[1] // 2]).mean())
+    typical = jnp.abs(grown[:, w.shape[1] // 2]).mean()
     return weight * (jnp.minimum(grown / typical, 0.0) ** 2).sum()
 
 

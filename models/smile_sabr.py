@@ -56,7 +56,8 @@ def smile_sabr(
     Args:
         quotes: N options at E expiries, NaN mids are missing.
         noise: law of the mids, a function of `quote_noise`.
-        roughness: (3,), of the curves; None: to be estimated, with the curves as latents.
+        roughness: (3,), of the curves; None: to be estimated, the curves being latents. Then the
+            noise is `gaussian` or `mixture`, see `term_curves`.
         beta: exponent of the forward, 0 to 1.
     """
     roughness = estimated(ROUGHNESS) if roughness is None else roughness

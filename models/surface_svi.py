@@ -85,7 +85,8 @@ def surface_svi(
     Args:
         quotes: N options at E expiries, NaN mids are missing.
         noise: law of the mids, a function of `quote_noise`.
-        roughness: (5,), of the curves; None: to be estimated, with the curves as latents.
+        roughness: (5,), of the curves; None: to be estimated, the curves being latents. Then the
+            noise is `gaussian` or `mixture`, see `term_curves`.
     """
     roughness = estimated(ROUGHNESS) if roughness is None else roughness
     rows = dict(zip(CURVES, zip(CENTRE, SPREAD, TRANSFORMS)))

@@ -3,8 +3,16 @@
     x_1 ~ Normal(centre, spread),   x_e ~ Normal(x_{e-1}, roughness * sqrt(log(t_e / t_{e-1})))
 
 A maturity with few quotes, or none, borrows from its neighbours. With a given roughness the curves
-are parameters with a smoothing prior; as latents, named in `ep.bind(..., latents=...)`, they are
-integrated, and the roughness is estimated.
+are parameters with a smoothing prior. With a roughness that is a parameter too (`estimated`) they
+are latents: integrated around their mode by Laplace's approximation, of which the roughness is the
+maximum, with its errors. `fit.posterior` has means and variances of the curves. The law of the mids
+must have no state of its own for each quote: `quote_noise.gaussian`, or `quote_noise.mixture`,
+which sums the states out; with `quote_noise.indicator` a fit is refused.
+
+    model = ep.bind(smile_sabr.smile_sabr, quotes, quote_noise.mixture, None)
+    fit = ep.fit(model)
+
+Where the search for the mode begins can be said, `ep.fit(model, init={"alpha": ...})`.
 """
 
 from collections.abc import Mapping

@@ -22,7 +22,7 @@ from emprob.integral.integral import Field
 from emprob.partition import gaussian, gaussian_chain, gaussian_paths
 
 LOG_2PI = float(np.log(2 * np.pi))
-MAX_ITERATIONS = 100
+MAX_ITERATIONS = 300  # where a density has walls, such as a penalty, steps are short
 TOLERANCE = 1e-18  # of the squared Newton decrement: quadratic convergence has passed 1e-9
 
 
@@ -39,12 +39,14 @@ class Mode(NamedTuple):
     Attributes:
         z: (B, S, T, D).
         decrement: (B, S), squared distance to the maximum in posterior standard deviations.
-        precision: of the last step.
+        precision: of the last look, where the last step begins.
+        value: (B, S), of the last look.
     """
 
     z: Array
     decrement: Array
     precision: Precision
+    value: Array
 
 
 def gradient(f: Field, z: Array) -> Array:
@@ -168,28 +170,38 @@ def _stay(z: Array) -> _Move:
     return _Move(jnp.zeros_like(z), jnp.isinf(far), far)
 
 
-def find_mode(f: Field, z: Array, real: Array) -> Mode:
-    """Damped Newton ascent of every branch and series by itself."""
+def find_mode(f: Field, z: Array, real: Array, after: int = 0) -> Mode:
+    """Damped Newton ascent of every branch and series by itself.
+
+    Args:
+        f: log-density.
+        z: (B, S, T, D), where it begins.
+        real: (B, S, T, D).
+        after: looks once the maximum is near: with one, the last look is at the maximum itself.
+    """
 
     def going(carry):
-        i, _, _, damping, planned = carry
-        return (i < MAX_ITERATIONS) & jnp.any((planned.decrement > TOLERANCE) & (damping <= 1e12))
+        i, _, _, damping, planned, left = carry
+        far = (planned.decrement > TOLERANCE) | (left > 0)
+        return (i < MAX_ITERATIONS) & jnp.any(far & (damping <= 1e12))
 
     def step(carry):
-        i, z, at, damping, planned = carry
+        i, z, at, damping, planned, left = carry
         new = z + planned.move
         ahead = _look(f, new, real)
         slack = 1e-12 * (1.0 + jnp.abs(at.value))
         accepted = planned.good & (ahead.value >= at.value - slack)
+        left = left - (accepted & (planned.decrement <= TOLERANCE))
         z, at = choose(accepted, (new, ahead), (z, at))
         less = jnp.where(damping > 1e-6, 0.1 * damping, 0.0)
         damping = jnp.where(accepted, less, jnp.maximum(10 * damping, 1e-3))
-        return i + 1, z, at, damping, _newton(at, damping)
+        return i + 1, z, at, damping, _newton(at, damping), left
 
-    carry = (jnp.full((), -1), z, _unseen(z), jnp.zeros(z.shape[:2], z.dtype), _stay(z))
-    _, z, at, _, last = lax.while_loop(going, step, carry)
+    damping, left = jnp.zeros(z.shape[:2], z.dtype), jnp.full(z.shape[:2], after)
+    carry = (jnp.full((), -1), z, _unseen(z), damping, _stay(z), left)
+    _, z, at, _, last, _ = lax.while_loop(going, step, carry)
     move = choose(last.decrement <= TOLERANCE, last.move, jnp.zeros_like(z))  # else it is not tried
-    return Mode(z + move, last.decrement, at.precision)
+    return Mode(z + move, last.decrement, at.precision, at.value)
 
 
 class Around(NamedTuple):
