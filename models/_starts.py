@@ -23,6 +23,7 @@ from emprob.models.quotes import Quotes, by_expiry
 
 Params = Mapping[str, Any]
 REACH = 3.0  # standard deviations of the prior that a start may be off
+SWEEPS = 3  # over the parts, to choose fits that agree
 DRAWS = 200  # of the prior, for its centre and its standard deviations
 
 
@@ -104,7 +105,7 @@ def _free(program: Callable, given: Params, quotes: Quotes) -> Free:
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def start(
+def starts(
     program: Callable[..., None],
     subsets: int,
     level: Callable[[Quotes], Array],
@@ -114,7 +115,10 @@ def start(
     parts: Quotes,
     key: Array,
 ) -> dict[str, Array]:
-    """Every part by least trimmed squares, put together, and the noise for that surface.
+    """Every part by least trimmed squares, put together in two ways, and the noise for each.
+
+    First the best fit to every part by itself, then fits that agree on a noise and a prior: where
+    parts have few quotes, either can lead to the better optimum.
 
     Args:
         program: of quotes and a noise.
@@ -127,30 +131,71 @@ def start(
         key: of the subsets.
 
     Returns:
-        Values of all parameters with the noise `quote_noise.indicator`, no further than `REACH`
-        from the centre of their prior, and there where a part has no quotes.
+        Values (2, ...) of all parameters with the noise `quote_noise.indicator`, no further than
+        `REACH` from the centre of their prior, and there where a part has no quotes.
     """
     free = _free(program, given, quotes)
     keys = jax.random.split(key, len(parts.mid))
     # Each part ends when its own fits have, and is traced once.
-    found = jax.lax.map(lambda part: _part(free, subsets, *part), (parts, keys))
+    fits, score = jax.lax.map(lambda part: _part(free, subsets, *part), (parts, keys))
     scale = jax.vmap(level)(parts) / level(quotes)
-    for name in in_units:
-        found[name] = jax.vmap(jnp.multiply)(found[name], scale)
+    found = jax.vmap(jax.vmap(free.params))(fits.params)
+    found |= {name: jax.vmap(jnp.multiply)(found[name], scale) for name in in_units}
     prior = free.draws(quotes, jax.random.split(key, DRAWS))
-    shapes = {name: x.shape[1:] for name, x in jax.eval_shape(jax.vmap(free.params), prior).items()}
-    together = {n: to.inv(found[n].reshape(shapes[n])) for n, to in free.transforms.items()}
-    inside = {name: _within_reach(x, prior[name]) for name, x in together.items()}
-    return free.params(inside) | quote_noise.start(quotes, free.volatility(inside, quotes))
+
+    def together(chosen: Array) -> dict[str, Array]:
+        own = {name: x[jnp.arange(len(chosen)), chosen] for name, x in found.items()}
+        shaped = {name: own[name].reshape(like.shape[1:]) for name, like in shapes.items()}
+        return {n: _within_reach(to.inv(shaped[n]), prior[n]) for n, to in free.transforms.items()}
+
+    shapes = jax.eval_shape(jax.vmap(free.params), prior)
+
+    def total(chosen: Array) -> Array:
+        inside = together(chosen)
+        seen = quote_noise.score(quotes, free.volatility(inside, quotes))
+        return seen + free.log_prior(inside, quotes)
+
+    def values(chosen: Array) -> dict[str, Array]:
+        inside = together(chosen)
+        return free.params(inside) | quote_noise.start(quotes, free.volatility(inside, quotes))
+
+    apart = jnp.argmax(score, axis=1)
+    return jax.vmap(values)(jnp.stack([apart, _agreed(total, apart, subsets)]))
 
 
-def _part(free: Free, subsets: int, quotes: Quotes, key: Array) -> dict[str, Array]:
-    """Parameters of a part; not finite where there are no quotes."""
+def _part(free: Free, subsets: int, quotes: Quotes, key: Array) -> tuple[trimmed.Trimmed, Array]:
+    """Fits (S, ...) to a part and how good they are (S,); not finite where there are no quotes."""
     first, second = jax.random.split(key)
     begin = free.draws(quotes, jax.random.split(first, subsets))
-    log_prior = partial(free.log_prior, quotes=quotes)
-    found = trimmed.least_trimmed_squares(free.volatility, begin, quotes, second, log_prior)
-    return free.params(found.params)
+    fits = trimmed.least_trimmed_squares(free.volatility, begin, quotes, second)
+    score = jax.vmap(
+        lambda f: quote_noise.score(quotes, f.volatility) + free.log_prior(f.params, quotes)
+    )(fits)
+    return fits, _or_never(score)
+
+
+def _agreed(total: Callable[[Array], Array], chosen: Array, num: int) -> Array:
+    """Which fit (P,) of each part, now that they share a noise and a prior.
+
+    One part after the other, given the rest: Besag's iterated conditional modes.
+
+    Args:
+        total: how good a choice (P,) is.
+        chosen: (P,), where to begin.
+        num: of fits to each part.
+    """
+
+    def choose(chosen, p):
+        others = jax.vmap(lambda s: chosen.at[p].set(s))(jnp.arange(num))
+        return others[jnp.argmax(_or_never(jax.vmap(total)(others)))], None
+
+    order = jnp.tile(jnp.arange(len(chosen)), SWEEPS)
+    return jax.lax.scan(choose, chosen, order)[0]
+
+
+def _or_never(score: Array) -> Array:
+    """The score, lowest where there is none."""
+    return jnp.where(jnp.isfinite(score), score, -jnp.inf)
 
 
 def _within_reach(x: Array, draws: Array) -> Array:

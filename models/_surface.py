@@ -5,7 +5,7 @@ see `arbitrage.Surface`. Every model has `program(quotes, ...)` and `surface(par
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -117,9 +117,13 @@ class Model:
         return self.surface(params, quotes)(quotes.log_moneyness, quotes.expiry)
 
     def start(self, quotes: Quotes, key: Any, **prior: Any) -> dict[str, Array]:
-        """Where a robust fit begins that bad quotes shall not move; pass it as `init`.
+        """The first of `starts`: each part by itself."""
+        return self.starts(quotes, key, **prior)[0]
 
-        Each part by least trimmed squares, then the noise for these; see `_starts.start`.
+    def starts(self, quotes: Quotes, key: Any, **prior: Any) -> list[dict[str, Array]]:
+        """Where a robust fit begins that bad quotes shall not move; pass one as `init`.
+
+        Each part by least trimmed squares, then the noise for these; see `_starts.starts`.
 
         Args:
             quotes: N options, NaN mids are missing.
@@ -127,12 +131,13 @@ class Model:
             prior: arguments of the program; by default `usual`.
 
         Returns:
-            Values of all parameters of the program with `quote_noise.indicator`.
+            Two, with values of all parameters of the program with `quote_noise.indicator`.
         """
         key = jax.random.key(key) if isinstance(key, int) else key
         given = dict(prior or self.usual)
-        return _starts.start(self.program, self.parts.subsets, level, self.in_units, given, quotes,
-                             self.parts.of(quotes), key)  # fmt: skip
+        found = _starts.starts(self.program, self.parts.subsets, level, self.in_units, given,
+                               quotes, self.parts.of(quotes), key)  # fmt: skip
+        return [{name: x[i] for name, x in found.items()} for i in range(2)]
 
 
 LEVELS = {"btc_2021": "mid", "dax_2002": "mark"}  # where a table has its volatilities
@@ -146,7 +151,7 @@ def load(name: str) -> Quotes:
 
 def fit(model: Model, quotes: Quotes, opt: _report.Options, noise=quote_noise.indicator,
         **prior: Any) -> ep.Fit:  # fmt: skip
-    """Fit a surface from `Model.start`, and from places around it where more starts are wanted.
+    """The best fit of a surface from `Model.starts` of several keys; its table has them all.
 
     Args:
         model: a family.
@@ -157,9 +162,15 @@ def fit(model: Model, quotes: Quotes, opt: _report.Options, noise=quote_noise.in
     """
     prior = prior or dict(model.usual)
     bound = ep.bind(model.program, quotes, noise, **prior)
-    start = model.start(quotes, opt.seed, **prior)
-    return ep.fit(bound, key=opt.seed, init={name: start[name] for name in bound.params},
-                  num_starts=opt.num_starts, max_steps=3000, progress=opt.progress)  # fmt: skip
+    keys = jax.random.split(jax.random.key(opt.seed), (opt.num_starts + 1) // 2)
+    starts = [start for key in keys for start in model.starts(quotes, key, **prior)]
+    fits = [
+        ep.fit(bound, init={n: start[n] for n in bound.params}, max_steps=3000,
+               progress=opt.progress)
+        for start in starts[:opt.num_starts]
+    ]  # fmt: skip
+    rows = [{**f.start_rows[0], "start": i, "from": "trimmed"} for i, f in enumerate(fits)]
+    return replace(max(fits, key=lambda f: f.objective), start_rows=tuple(rows))
 
 
 def unseen(model: Model, quotes: Quotes, out: Any, opt: _report.Options,

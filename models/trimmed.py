@@ -44,10 +44,9 @@ def least_trimmed_squares(
     starts: Any,
     quotes: Quotes,
     key: Array,
-    log_prior: Callable[[Any], Any] = lambda params: 0.0,
     num_steps: int = 3,
 ) -> Trimmed:
-    """The best of many fits to subsets of the quotes, with weights 1 / half_spread².
+    """Many fits (S, ...) that began at subsets of the quotes, with weights 1 / half_spread².
 
     Many surfaces go through `jax.vmap`.
 
@@ -57,12 +56,12 @@ def least_trimmed_squares(
             in twelve has no bad one where 30 % are bad.
         quotes: N options; a NaN mid is missing.
         key: of the subsets.
-        log_prior: of the params; where a few bad quotes side by side could be a kink of the smile,
-            it decides.
         num_steps: of concentration.
 
     Returns:
-        The fit with the highest `quote_noise.score` and prior; not finite where no fit was.
+        A batch (S, ...) for `quote_noise.score` and a prior to choose from: where a few bad quotes
+        side by side could be a kink of the smile, the prior decides. Not finite where there was no
+        fit.
     """
     weights = jnp.where(quotes.observed, quote_noise.spreads(quotes) ** -2, 0.0)
     leaves = jax.tree.leaves(starts)
@@ -77,10 +76,7 @@ def least_trimmed_squares(
         kept = _first(jax.random.uniform(key, weights.shape), weights > 0, size)
         return _concentrated(fit, start, kept, quotes, weights, num_steps)
 
-    fits = jax.vmap(one)(starts, jax.random.split(key, len(leaves[0])))
-    score = jax.vmap(lambda f: quote_noise.score(quotes, f.volatility) + log_prior(f.params))(fits)
-    at = jnp.argmax(jnp.where(jnp.isfinite(score), score, -jnp.inf))
-    return jax.tree.map(lambda x: x[at], fits)
+    return jax.vmap(one)(starts, jax.random.split(key, len(leaves[0])))
 
 
 def _concentrated(
