@@ -34,7 +34,7 @@ from emprob import chart
 from emprob.coordinates import as_arrays, coordinates_of, flatten, in_double, unflatten
 from emprob.errors import ModelError
 from emprob.model import arguments
-from emprob.models import _report, _surface, _surface_plots, surface_heston
+from emprob.models import _report, surface_heston, surface_plots, surfaces
 from emprob.models._draws import nuts_draws
 from emprob.models.pricing import affine, black, exotics, fourier, paths
 from emprob.models.quotes import Quotes
@@ -300,7 +300,7 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
     p.add_argument("--pairs", type=int, default=4000, help="mirrored paths of each price")
     args = p.parse_args(argv)
     opt = _report.options(args)
-    quotes = _surface.load("btc_2021")
+    quotes = surfaces.load("btc_2021")
     pairs = min(args.pairs, 500) if args.quick else args.pairs
     _report.heading(f"Heston's surface of {int(quotes.observed.sum())} quotes")
     found = _report.fit(ep.bind(surface_heston.surface_heston, quotes), opt)
@@ -349,7 +349,7 @@ def _say_hedges(price: Price, found: ep.Fit, quotes: Quotes) -> None:
 def _files(at: exotics.Estimate, values: Mapping[str, Any], opt: _report.Options) -> list:
     out = []
     for c, name in enumerate(NAMES):
-        figure = _surface_plots.plot_exotic_prices(
+        figure = surface_plots.plot_exotic_prices(
             {k: v[:, c] for k, v in values.items()}, float(at.value[c]), float(at.error[c]),
             f"{name}, percent",
         )  # fmt: skip

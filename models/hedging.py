@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from emprob.models import _report, _surface_plots
+from emprob.models import _report, surface_plots
 from emprob.models.pricing import fourier, paths
 from emprob.models.pricing.characteristic import Heston
 
@@ -320,7 +320,7 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
     _report.heading("Profit of the seller, percent of the premium")
     _report.show(table, 3)
     wealth = {k: np.asarray(r.wealth).T for k, r in daily.items() if k != "unhedged"}
-    figure = _surface_plots.plot_hedge(seen.times, wealth)
+    figure = surface_plots.plot_hedge(seen.times, wealth)
     _report.say_where([_report.save_figure(figure, opt.out / "hedging.png")])
     return table
 

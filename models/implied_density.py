@@ -22,7 +22,7 @@ from jax import Array
 from jax.scipy.stats import norm
 
 import emprob as ep
-from emprob.models import _report, _surface, quote_noise
+from emprob.models import _report, quote_noise, surfaces
 from emprob.models.arbitrage import Surface
 from emprob.models.pricing import black
 from emprob.models.quotes import Quotes
@@ -36,9 +36,9 @@ class Mixture(NamedTuple):
     deviation: Array
 
 
-def mixture(params: _surface.Params, quotes: Quotes) -> Mixture:
+def mixture(params: surfaces.Params, quotes: Quotes) -> Mixture:
     """Components of parameters; `quotes` give the unit and the times."""
-    unit = (_surface.level(quotes) * jnp.sqrt(quotes.times))[:, None]
+    unit = (surfaces.level(quotes) * jnp.sqrt(quotes.times))[:, None]
     gap = params["gap"] * unit
     grown = jnp.exp(jnp.concatenate([jnp.zeros_like(unit), jnp.cumsum(gap, axis=-1)], axis=-1))
     weight = jnp.asarray(params["weight"])
@@ -46,7 +46,7 @@ def mixture(params: _surface.Params, quotes: Quotes) -> Mixture:
     return Mixture(weight, forward, params["deviation"] * unit)
 
 
-def surface(params: _surface.Params, quotes: Quotes) -> Surface:
+def surface(params: surfaces.Params, quotes: Quotes) -> Surface:
     """Volatility at (log-moneyness, code)."""
     law, times = mixture(params, quotes), jnp.asarray(quotes.times)
 
@@ -85,7 +85,7 @@ def implied_density(
     noise(quotes, surface(params, quotes)(quotes.log_moneyness, quotes.expiry))
 
 
-def density(params: _surface.Params, quotes: Quotes, log_return: Any) -> Array:
+def density(params: surfaces.Params, quotes: Quotes, log_return: Any) -> Array:
     """Risk-neutral density (E, G) of log(F_T / F) at (G,) points."""
     law, x = mixture(params, quotes), jnp.asarray(log_return)[:, None]
     centre = jnp.log(law.forward) - law.deviation**2 / 2
@@ -93,7 +93,7 @@ def density(params: _surface.Params, quotes: Quotes, log_return: Any) -> Array:
     return (law.weight[:, None] * each).sum(-1)
 
 
-def expectations(params: _surface.Params, quotes: Quotes, move: float = 0.1) -> pd.DataFrame:
+def expectations(params: surfaces.Params, quotes: Quotes, move: float = 0.1) -> pd.DataFrame:
     """What the market expects, a row per expiry.
 
     Returns:
@@ -118,15 +118,15 @@ def expectations(params: _surface.Params, quotes: Quotes, move: float = 0.1) -> 
     })  # fmt: skip
 
 
-MODEL = _surface.Model("implied_density", implied_density, surface, in_units=("gap", "deviation"))
+MODEL = surfaces.Model("implied_density", implied_density, surface, in_units=("gap", "deviation"))
 
 
 @_report.entry
 def main(argv: Sequence[str] | None = None) -> ep.Fit:
     """Expectations in Bitcoin's options of 21 October 2021; returns the robust fit."""
-    found = _surface.main(MODEL, argv, "What Bitcoin's options expect, robust to bad quotes")
+    found = surfaces.main(MODEL, argv, "What Bitcoin's options expect, robust to bad quotes")
     _report.heading("What the market expects")
-    _report.show(expectations(found.params, _surface.load("btc_2021")))
+    _report.show(expectations(found.params, surfaces.load("btc_2021")))
     return found
 
 

@@ -10,7 +10,7 @@ must be integrated.
 
 Where a model misses many quotes by a little, it is open whether the good ones are wide and none is
 bad, or narrow and ten are: optima less than one log unit apart. Use a dozen starts, or a few from
-`_starts` (`_surface.Model.starts`), and look at NUTS before a quote is thrown away.
+`_starts` (`surfaces.Model.starts`), and look at NUTS before a quote is thrown away.
 """
 
 from typing import Any

@@ -19,7 +19,7 @@ import numpyro
 from jax import Array
 
 import emprob as ep
-from emprob.models import _report, _surface, arbitrage, quote_noise
+from emprob.models import _report, arbitrage, quote_noise, surfaces
 from emprob.models.arbitrage import Surface
 from emprob.models.pricing import sabr
 from emprob.models.quotes import Quotes
@@ -32,10 +32,10 @@ ROUGHNESS = (0.15, 0.25, 0.2)
 TRANSFORMS = (POSITIVE, POSITIVE, CORRELATION)
 
 
-def surface(params: _surface.Params, quotes: Quotes, beta: float = 1.0) -> Surface:
+def surface(params: surfaces.Params, quotes: Quotes, beta: float = 1.0) -> Surface:
     """Volatility at (log-moneyness, code); `quotes` give the unit, the times and the forwards."""
     times, forward = jnp.asarray(quotes.times), jnp.asarray(quotes.forwards)
-    alpha = params["alpha"] * _surface.level(quotes) * forward ** (1 - beta)
+    alpha = params["alpha"] * surfaces.level(quotes) * forward ** (1 - beta)
     nu, rho = params["nu"] / jnp.sqrt(times), jnp.asarray(params["rho"])
 
     def volatility(k: Array, code: Array) -> Array:
@@ -64,7 +64,7 @@ def smile_sabr(
     rows = dict(zip(CURVES, zip(CENTRE, SPREAD, TRANSFORMS)))
     params = curves(quotes.times, roughness, rows)
     law = surface(params, quotes, beta)
-    wings = arbitrage.butterfly_grid(_surface.level(quotes), quotes.times)
+    wings = arbitrage.butterfly_grid(surfaces.level(quotes), quotes.times)
     here = (quotes.log_moneyness, quotes.expiry)
     at_wings, volatility = arbitrage.at_once(law, wings, here)
     variance = at_wings**2 * quotes.times[:, None]
@@ -77,13 +77,13 @@ PRIORS = {
     "a third as rough": {"roughness": np.array(ROUGHNESS) / 3},
     "three times as rough": {"roughness": np.array(ROUGHNESS) * 3},
 }
-MODEL = _surface.Model("smile_sabr", smile_sabr, surface, PRIORS, in_units=("alpha",))
+MODEL = surfaces.Model("smile_sabr", smile_sabr, surface, PRIORS, in_units=("alpha",))
 
 
 @_report.entry
 def main(argv: Sequence[str] | None = None) -> ep.Fit:
     """Bitcoin's smiles of 21 October 2021; returns the robust fit."""
-    return _surface.main(MODEL, argv, "SABR smiles of Bitcoin options, robust to bad quotes")
+    return surfaces.main(MODEL, argv, "SABR smiles of Bitcoin options, robust to bad quotes")
 
 
 if __name__ == "__main__":

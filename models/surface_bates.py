@@ -17,7 +17,7 @@ import numpyro.distributions as dist
 from jax import Array
 
 import emprob as ep
-from emprob.models import _report, _starts, _surface, calibration, quote_noise, surface_heston
+from emprob.models import _report, _starts, calibration, quote_noise, surface_heston, surfaces
 from emprob.models.arbitrage import Surface
 from emprob.models.pricing.characteristic import Bates
 from emprob.models.quotes import Quotes
@@ -25,12 +25,12 @@ from emprob.models.quotes import Quotes
 JUMPS = ("intensity", "jump_mean", "jump_sd")
 
 
-def law(params: _surface.Params) -> Bates:
+def law(params: surfaces.Params) -> Bates:
     """The law of the price of parameters by name."""
     return Bates(surface_heston.law(params), *(params[name] for name in JUMPS))
 
 
-def surface(params: _surface.Params, quotes: Quotes) -> Surface:
+def surface(params: surfaces.Params, quotes: Quotes) -> Surface:
     """Volatility at (log-moneyness, code); `quotes` give the times."""
     return surface_heston.implied(law(params), quotes.times)
 
@@ -45,7 +45,7 @@ def surface_bates(
         noise: law of the mids, a function of `quote_noise`.
     """
     params = surface_heston.variances(quotes)
-    month = _surface.level(quotes) / jnp.sqrt(12.0)
+    month = surfaces.level(quotes) / jnp.sqrt(12.0)
     laws = {
         "intensity": dist.LogNormal(jnp.log(2.0), 0.8),
         "jump_mean": dist.Normal(0.0, month),
@@ -55,13 +55,13 @@ def surface_bates(
     noise(quotes, calibration.volatilities(law(params), quotes))
 
 
-MODEL = _surface.Model("surface_bates", surface_bates, surface, parts=_starts.LAW)
+MODEL = surfaces.Model("surface_bates", surface_bates, surface, parts=_starts.LAW)
 
 
 @_report.entry
 def main(argv: Sequence[str] | None = None) -> ep.Fit:
     """Bitcoin's surface of 21 October 2021; returns the robust fit."""
-    return _surface.main(MODEL, argv, "Bates' surface of Bitcoin options, robust to bad quotes")
+    return surfaces.main(MODEL, argv, "Bates' surface of Bitcoin options, robust to bad quotes")
 
 
 if __name__ == "__main__":

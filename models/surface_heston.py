@@ -19,19 +19,19 @@ import numpyro.distributions as dist
 from jax import Array
 
 import emprob as ep
-from emprob.models import _report, _starts, _surface, calibration, quote_noise
+from emprob.models import _report, _starts, calibration, quote_noise, surfaces
 from emprob.models.arbitrage import Surface
 from emprob.models.pricing import fourier
 from emprob.models.pricing.characteristic import Heston
 from emprob.models.quotes import Quotes
 
 
-def law(params: _surface.Params) -> Heston:
+def law(params: surfaces.Params) -> Heston:
     """The law of the price of parameters by name."""
     return Heston(*(params[name] for name in ("v0", "kappa", "theta", "sigma", "rho")))
 
 
-def surface(params: _surface.Params, quotes: Quotes) -> Surface:
+def surface(params: surfaces.Params, quotes: Quotes) -> Surface:
     """Volatility at (log-moneyness, code); `quotes` give the times."""
     return implied(law(params), quotes.times)
 
@@ -46,14 +46,14 @@ def implied(law: fourier.Law, times: Array) -> Surface:
     return volatility
 
 
-def variances(quotes: Quotes, width: Any = 1.0) -> _surface.Params:
+def variances(quotes: Quotes, width: Any = 1.0) -> surfaces.Params:
     """Priors of Heston's variance: sites `v0`, `kappa`, `theta`, `sigma`, `rho`, scalars.
 
     Args:
         quotes: N options, which give the unit.
         width: of the priors of the positive ones, over the usual.
     """
-    usual = 2 * jnp.log(_surface.level(quotes))
+    usual = 2 * jnp.log(surfaces.level(quotes))
     laws = {
         "v0": dist.LogNormal(usual, 0.7 * width),
         "kappa": dist.LogNormal(jnp.log(3.0), 1.0 * width),
@@ -84,13 +84,13 @@ PRIORS = {
     "half as wide": {"width": np.array(0.5)},
     "three times as wide": {"width": np.array(3.0)},
 }
-MODEL = _surface.Model("surface_heston", surface_heston, surface, PRIORS, _starts.LAW)
+MODEL = surfaces.Model("surface_heston", surface_heston, surface, PRIORS, _starts.LAW)
 
 
 @_report.entry
 def main(argv: Sequence[str] | None = None) -> ep.Fit:
     """Bitcoin's surface of 21 October 2021; returns the robust fit."""
-    return _surface.main(MODEL, argv, "Heston's surface of Bitcoin options, robust to bad quotes")
+    return surfaces.main(MODEL, argv, "Heston's surface of Bitcoin options, robust to bad quotes")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import numpyro.distributions as dist
 from jax import Array
 
 import emprob as ep
-from emprob.models import _report, _surface, arbitrage, quote_noise
+from emprob.models import _report, arbitrage, quote_noise, surfaces
 from emprob.models.arbitrage import Surface
 from emprob.models.pricing import svi
 from emprob.models.quotes import Quotes
@@ -46,7 +46,7 @@ class Slices(NamedTuple):
     sigma: Array
 
 
-def slices(params: _surface.Params, unit: Any, times: Array) -> Slices:
+def slices(params: surfaces.Params, unit: Any, times: Array) -> Slices:
     """Raw parameters of the curves in `params`.
 
     Args:
@@ -63,10 +63,10 @@ def slices(params: _surface.Params, unit: Any, times: Array) -> Slices:
     return Slices(a, b, rho, m, sigma)
 
 
-def surface(params: _surface.Params, quotes: Quotes) -> Surface:
+def surface(params: surfaces.Params, quotes: Quotes) -> Surface:
     """Volatility at (log-moneyness, code) of curves; `quotes` give the unit and the times."""
     times = jnp.asarray(quotes.times)
-    raw = slices(params, _surface.level(quotes), times)
+    raw = slices(params, surfaces.level(quotes), times)
 
     def volatility(k: Array, code: Array) -> Array:
         w = svi.total_variance(k, *(x[code] for x in raw))
@@ -92,7 +92,7 @@ def surface_svi(
     rows = dict(zip(CURVES, zip(CENTRE, SPREAD, TRANSFORMS)))
     params = curves(quotes.times, roughness, rows)
     law = surface(params, quotes)
-    unit = _surface.level(quotes)
+    unit = surfaces.level(quotes)
     wings = arbitrage.butterfly_grid(unit, quotes.times)
     common = arbitrage.calendar_grid(unit, quotes.times)
     here = (quotes.log_moneyness, quotes.expiry)
@@ -117,7 +117,7 @@ def separate_svi(
         laws = {name: (dist.LogNormal if t else dist.Normal)(c, s) for name, c, s, t in rows}
         params = {name: numpyro.sample(name, law) for name, law in laws.items()}
     law = surface(params, quotes)
-    unit = _surface.level(quotes)
+    unit = surfaces.level(quotes)
     numpyro.factor("butterfly", -arbitrage.butterfly_penalty(law, quotes.times, unit))
     noise(quotes, law(quotes.log_moneyness, quotes.expiry))
 
@@ -127,14 +127,14 @@ PRIORS = {
     "a third as rough": {"roughness": np.array(ROUGHNESS) / 3},
     "three times as rough": {"roughness": np.array(ROUGHNESS) * 3},
 }
-MODEL = _surface.Model("surface_svi", surface_svi, surface, PRIORS, in_units=CURVES)
-SEPARATE = _surface.Model("separate_svi", separate_svi, surface, in_units=CURVES)
+MODEL = surfaces.Model("surface_svi", surface_svi, surface, PRIORS, in_units=CURVES)
+SEPARATE = surfaces.Model("separate_svi", separate_svi, surface, in_units=CURVES)
 
 
 @_report.entry
 def main(argv: Sequence[str] | None = None) -> ep.Fit:
     """Bitcoin's surface of 21 October 2021; returns the robust fit."""
-    return _surface.main(MODEL, argv, "SVI surface of Bitcoin options, robust to bad quotes")
+    return surfaces.main(MODEL, argv, "SVI surface of Bitcoin options, robust to bad quotes")
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from emprob.models import _surface_plots as plots
 from emprob.models import quotes as quote_arrays
+from emprob.models import surface_plots as plots
 
 RNG = np.random.default_rng(0)
 TIMES = np.array([0.05, 0.3, 1.2])

@@ -17,13 +17,13 @@ from emprob.models import (
     _draws,
     _report,
     _starts,
-    _surface,
     arbitrage,
     implied_density,
     quote_noise,
     smile_sabr,
     surface_heston,
     surface_svi,
+    surfaces,
 )
 from emprob.models.pricing import svi
 from emprob.models.quotes import Quotes, by_expiry, take
@@ -70,7 +70,7 @@ def sabr_fit(sabr_quotes):
 
 @pytest.mark.exhaustive
 def test_bad_quotes_are_found(sabr_fit, sabr_quotes):
-    called = np.flatnonzero(_surface.bad_probability(sabr_fit) > 0.5)
+    called = np.flatnonzero(surfaces.bad_probability(sabr_fit) > 0.5)
     assert sabr_fit.converged
     assert list(called) == list(sabr_quotes[2])
 
@@ -91,7 +91,7 @@ def test_bad_quotes_do_not_move_the_fit(sabr_fit, sabr_quotes):
 def test_standard_errors_cover_the_truth(sabr_fit, sabr_quotes):
     """Curves in units of the level, which is a median of the mids: compare the volatilities."""
     quotes, true, _ = sabr_quotes
-    unit = float(_surface.level(quotes)) / 0.6
+    unit = float(surfaces.level(quotes)) / 0.6
     table = sabr_fit.summary()
     for name, scale in (("alpha", unit), ("nu", 1.0), ("rho", 1.0)):
         rows = table.loc[[f"{name}[{e}]" for e in range(3)]]
@@ -134,7 +134,7 @@ def test_the_band_has_the_draws_of_all_chains(sabr_quotes):
                for k, v in SABR.items()}  # fmt: skip
     bayes = SimpleNamespace(samples=samples, model=SimpleNamespace(params=names))
     k = np.zeros((3, 1))
-    low, high = _surface.band(
+    low, high = surfaces.band(
         smile_sabr.MODEL, sabr_quotes[0], k, _draws.nuts_draws(bayes), share=1.0
     )
     for end, factor in ((low, 0.9), (high, 1.1)):
@@ -148,7 +148,7 @@ def test_bad_quotes_over_draws_are_the_mean_of_their_probabilities(sabr_quotes):
     draws = {k: np.array([v, 1.02 * v]) for k, v in SABR.items()}
     draws |= {"width": np.array([0.2, 0.5]), "excess": np.array([[10.0, 4.0], [6.0, 3.0]]),
               "share": np.array([[0.9, 0.06, 0.04], [0.7, 0.2, 0.1]])}  # fmt: skip
-    found = _surface.bad_over_draws(smile_sabr.MODEL, quotes, draws)
+    found = surfaces.bad_over_draws(smile_sabr.MODEL, quotes, draws)
     want = 0.0
     for s in range(2):
         p = {k: v[s] for k, v in draws.items()}
@@ -161,7 +161,7 @@ def test_bad_quotes_over_draws_are_the_mean_of_their_probabilities(sabr_quotes):
         each[10] = p["share"]  # is missing
         want = want + (1 - each[:, 0] / each.sum(1)) / 2
     np.testing.assert_allclose(found, want, atol=1e-9)
-    assert 10 not in _surface.doubtful(quotes, 0 * found, found).index
+    assert 10 not in surfaces.doubtful(quotes, 0 * found, found).index
 
 
 def test_optima_are_counted():
@@ -172,7 +172,7 @@ def test_optima_are_counted():
         (9.0, "dropped"),
     ]
     table = pd.DataFrame(rows, columns=["objective", "status"])
-    found = _surface.optima(SimpleNamespace(starts=table))
+    found = surfaces.optima(SimpleNamespace(starts=table))
     np.testing.assert_allclose(found["below the best"], [0.0, 0.27], atol=1e-9)
     assert list(found["starts"]) == [2, 1]
 
@@ -223,7 +223,7 @@ def test_separate_slices_are_as_good_as_one_by_one():
     mid[5] *= 2
     quotes = with_mids(quotes, mid)
     found = ep.fit(ep.bind(surface_svi.separate_svi, quotes), progress=False)
-    assert list(np.flatnonzero(_surface.bad_probability(found) > 0.5)) == [5]
+    assert list(np.flatnonzero(surfaces.bad_probability(found) > 0.5)) == [5]
     fitted = np.asarray(surface_svi.surface(found.params, quotes)(quotes.log_moneyness,
                                                                   quotes.expiry))  # fmt: skip
     assert np.sqrt(np.mean((fitted - true) ** 2)) < 0.004
@@ -278,7 +278,7 @@ def test_a_robust_fit_from_there_finds_the_better_optimum(started):
     usual, found = (ep.fit(model, init=init, progress=False) for init in (None, start))
     assert found.converged
     assert found.objective > usual.objective + 10
-    assert list(np.flatnonzero(_surface.bad_probability(found) > 0.5)) == list(np.flatnonzero(bad))
+    assert list(np.flatnonzero(surfaces.bad_probability(found) > 0.5)) == list(np.flatnonzero(bad))
     fitted = surface_svi.surface(found.params, quotes)(quotes.log_moneyness, quotes.expiry)
     assert np.sqrt(np.mean((np.asarray(fitted) - true) ** 2)) < 0.003
 
@@ -335,7 +335,7 @@ def test_every_family_has_a_start_that_bad_quotes_do_not_move(name):
 @pytest.mark.parametrize("key", [0, 1])
 def test_one_start_finds_the_best_optimum_of_bitcoin(key):
     """Of a dozen starts without least trimmed squares the best ends at 194.036."""
-    quotes, model = _surface.load("btc_2021"), smile_sabr.MODEL
+    quotes, model = surfaces.load("btc_2021"), smile_sabr.MODEL
     bound = ep.bind(model.program, quotes, **model.usual)
     found = ep.fit(bound, init=model.start(quotes, key), progress=False)
     assert found.converged
@@ -365,7 +365,7 @@ def test_parts_agree_on_the_best_choice_together():
 def test_a_few_starts_of_the_dax_are_as_good_as_a_dozen(tmp_path):
     """Of a dozen starts without least trimmed squares the best ends at 530.072."""
     opt = _report.Options(tmp_path, 1, 4, 0, 0, 0, progress=False)
-    found = _surface.fit(surface_svi.MODEL, _surface.load("dax_2002"), opt)
+    found = surfaces.fit(surface_svi.MODEL, surfaces.load("dax_2002"), opt)
     assert found.objective > 530.07
     assert len(found.starts) == 4
     assert found.starts["objective"].max() == found.objective
@@ -501,8 +501,8 @@ def test_density_is_the_second_derivative_of_the_prices():
 
 
 def test_real_tables_are_loaded_whole():
-    assert _surface.load("btc_2021").num_quotes == 49
-    assert int(np.sum(_surface.load("dax_2002").observed)) == 104
+    assert surfaces.load("btc_2021").num_quotes == 49
+    assert int(np.sum(surfaces.load("dax_2002").observed)) == 104
 
 
 # -- all programs -----------------------------------------------------------------------------
@@ -544,7 +544,7 @@ def test_main_runs(name, tmp_path, capsys):
 def test_far_strikes_of_the_dax_have_a_volatility_wherever_a_search_begins(name):
     """A price without digits has none, and `bind` refuses a program that has no value."""
     model = importlib.import_module(f"emprob.models.{name}").MODEL
-    bound = ep.bind(model.program, _surface.load("dax_2002"))
+    bound = ep.bind(model.program, surfaces.load("dax_2002"))
     assert np.isfinite(float(log_partition_of(bound.evaluate(bound.notes.value.initial))))
 
 
@@ -564,4 +564,4 @@ def test_heston_finds_its_own_parameters():
     assert found.converged
     for name, value in truth.items():
         assert abs(table.loc[name, "estimate"] - value) < 3 * table.loc[name, "se"], name
-    assert list(np.flatnonzero(_surface.bad_probability(found) > 0.5)) == [7, 25]
+    assert list(np.flatnonzero(surfaces.bad_probability(found) > 0.5)) == [7, 25]

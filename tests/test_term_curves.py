@@ -1,5 +1,7 @@
 """Curves over the maturities as latents: log Z by hand, roughness found again, borrowing."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,8 @@ from scipy import optimize
 import emprob as ep
 from emprob.errors import ModelError
 from emprob.integral.hoist import hoisted
-from emprob.models import arbitrage
+from emprob.models import arbitrage, quote_noise, smile_sabr
+from emprob.models.quotes import Quotes
 from emprob.models.term_curves import POSITIVE, curves, estimated
 
 TIMES = 0.05 * 1.6 ** np.arange(10.0)
@@ -166,6 +169,68 @@ def test_an_empty_maturity_borrows_from_its_neighbours(fitted):
     assert sd[empty] > 3 * np.delete(sd, empty).max()
     seen = fitted.posterior["level"].mean[empty]
     assert abs(np.log(level.mean[empty] / seen)) < 3 * bridge
+
+
+# -- smiles -------------------------------------------------------------------------------------
+
+
+def places():
+    """Quotes (28,) at four maturities, all of one volatility."""
+    times = np.array([0.1, 0.2, 0.4, 0.9])
+    code = np.repeat(np.arange(4), 7)
+    k = np.tile(np.linspace(-1.2, 1.2, 7), 4) * 0.6 * np.sqrt(times)[code]
+    flat = np.full(len(k), 0.6)
+    parts = k, times, code, np.ones(4), flat, 0.01 * flat, np.where(k < 0, -1.0, 1.0)
+    return Quotes(*map(jnp.asarray, parts))
+
+
+TRUE = {
+    "alpha": np.linspace(0.95, 1.05, 4),
+    "nu": np.linspace(0.5, 0.6, 4),
+    "rho": np.linspace(-0.3, -0.2, 4),
+}
+TRUE_VOLATILITY = np.asarray(smile_sabr.MODEL.volatility(TRUE, places()))
+
+
+def smiles():
+    """The same with SABR's volatilities and noise, two of them wrong."""
+    noise = 0.003 * np.random.default_rng(3).normal(size=len(TRUE_VOLATILITY))
+    noise[[5, 17]] += np.array([0.09, -0.07])
+    return replace(places(), mid=jnp.asarray(TRUE_VOLATILITY + noise))
+
+
+@pytest.fixture(scope="module")
+def smile_fit():
+    return ep.fit(ep.bind(smile_sabr.smile_sabr, smiles(), quote_noise.mixture, None),
+                  progress=False)  # fmt: skip
+
+
+@pytest.mark.exhaustive
+def test_log_z_of_smiles_is_laplace_by_hand(smile_fit):
+    assert smile_fit.converged
+    assert smile_fit.model.latents == smile_sabr.CURVES
+    params = {k: jnp.asarray(v) for k, v in smile_fit.params.items()}
+    tanh = (lambda u: jnp.tanh(u / 2), lambda v: 2 * jnp.arctanh(v))
+    begin = {"alpha": (np.ones(4), *SHAPE), "nu": (0.5 * np.ones(4), *SHAPE),
+             "rho": (np.zeros(4), *tanh)}  # fmt: skip
+    args = smiles(), quote_noise.mixture, None
+    want = by_hand(smile_sabr.smile_sabr, args, params, begin)
+    np.testing.assert_allclose(smile_fit.objective, want, rtol=1e-9)
+
+
+@pytest.mark.exhaustive
+def test_bad_quotes_do_not_move_curves_that_are_latents(smile_fit):
+    means = {k: smile_fit.posterior[k].mean for k in smile_sabr.CURVES}
+    off = smile_sabr.MODEL.volatility(means, smiles()) - TRUE_VOLATILITY
+    assert np.abs(off).max() < 0.008
+    assert np.sqrt(np.mean(off**2)) < 0.003
+
+
+@pytest.mark.exhaustive
+def test_states_of_quotes_beside_latent_curves_are_refused():
+    model = ep.bind(smile_sabr.smile_sabr, smiles(), quote_noise.indicator, None)
+    with pytest.raises(ModelError, match="'state' has more than one value for each element"):
+        ep.fit(model, progress=False)
 
 
 # -- where the search begins ----------------------------------------------------------------------

@@ -45,7 +45,6 @@ NUM_WARMUP, NUM_DRAWS = 60, 60
 """,
     "07_volatility_surface": """
 jax.config.update("jax_disable_most_optimizations", True)
-NUM_STARTS = 1
 NUM_WARMUP, NUM_DRAWS = 60, 60
 """,
     "08_exotics_and_hedging": """

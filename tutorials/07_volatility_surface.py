@@ -34,7 +34,6 @@ import pandas as pd
 from jax.scipy.stats import norm
 
 import emprob as ep
-from emprob.models import _surface_plots as draw
 from emprob.models import (
     arbitrage,
     option_chain,
@@ -43,7 +42,10 @@ from emprob.models import (
     smile_sabr,
     surface_heston,
     surface_svi,
+    surfaces,
 )
+from emprob.models import surface_plots as draw
+from emprob.models.exotic_prices import gaussian_draws, nuts_draws
 from emprob.models.option_chain import Clock
 from emprob.models.quotes import errors_in_spreads, hold_out, take
 
@@ -52,7 +54,6 @@ pd.set_option("display.precision", 4)
 pd.set_option("display.width", 200)
 
 # %% tags=["parameters"]
-NUM_STARTS = 3
 NUM_WARMUP, NUM_DRAWS = 300, 300
 
 # %% [markdown]
@@ -124,19 +125,27 @@ print(f"largest difference to the published volatilities: {difference:.1g}")
 #
 # ## Smiles, robust and not
 #
-# `smile_sabr` is a NumPyro program: SABR's three parameters for each expiry, a random walk over the
-# expiries as their prior, and for each quote a latent `state`, good, stale or crossed, with a noise
-# of its own width in half-spreads. EM sums the states out.
+# `surface_svi` is a NumPyro program: an SVI slice for each expiry, described by what is seen (its
+# lowest volatility, the slopes of its wings, where its lowest point lies and how round it is), a
+# random walk over the expiries as the prior of each, and for each quote a latent `state`, good,
+# stale or crossed, with a noise of its own width in half-spreads. EM sums the states out.
 
 # %%
-robust = ep.bind(smile_sabr.smile_sabr, quotes)
+robust = ep.bind(surface_svi.surface_svi, quotes)
 print(robust)
 
+# %% [markdown]
+# EM climbs to the optimum that is near, and half a smile explained to the last digit while the
+# other half is called bad is an optimum too. `start` begins where bad quotes cannot pull: it fits
+# small random subsets of each smile, and keeps the fit that most quotes agree with (least trimmed
+# squares).
+
 # %%
-found = ep.fit(robust, key=0, num_starts=NUM_STARTS, progress=False)
-plain = ep.fit(ep.bind(smile_sabr.smile_sabr, quotes, quote_noise.gaussian), key=0, progress=False)
+found = ep.fit(robust, init=surface_svi.MODEL.start(quotes, 0), progress=False)
+least_squares = ep.bind(surface_svi.surface_svi, quotes, quote_noise.gaussian)
+plain = ep.fit(least_squares, key=0, progress=False)
 bad = 1 - np.asarray(found.posterior["state"].smoothed)[:, 0]
-fitted = smile_sabr.MODEL.volatility(found.params, quotes)
+fitted = surface_svi.MODEL.volatility(found.params, quotes)
 print(found)
 pd.DataFrame(
     {
@@ -152,22 +161,24 @@ pd.DataFrame(
 # %%
 k = draw.grid(quotes)
 code = np.broadcast_to(np.arange(len(k))[:, None], k.shape)
-smiles = {name: smile_sabr.surface(f.params, quotes)(k, code) for name, f in
+smiles = {name: surface_svi.surface(f.params, quotes)(k, code) for name, f in
           {"robust": found, "least squares": plain}.items()}  # fmt: skip
-figure = draw.plot_smiles(quotes, k, smiles["robust"], outlier=bad)
+band = surfaces.band(surface_svi.MODEL, quotes, k, gaussian_draws(found, 1))
+figure = draw.plot_smiles(quotes, k, smiles["robust"], band, outlier=bad)
 for e, ax in enumerate(figure.axes):
     ax.plot(k[e], 100 * smiles["least squares"][e], ":", color="black", label="least squares")
 figure.axes[0].legend(frameon=False, fontsize="small", handlelength=1.5);
 
 # %% [markdown]
-# The crosses are the quotes that the fit gives up on. The dotted least-squares smile, which has to
-# please everybody, is pulled towards them. How far both are from the market as it was published, at
-# the quotes that were not touched, in half-spreads:
+# The crosses are the quotes that the fit gives up on. The band holds 95 % of the smiles at draws of
+# the parameters from the Gaussian approximation at the optimum. The dotted least-squares smile,
+# which has to please everybody, is pulled towards the crosses. How far both are from the market as
+# it was published, at the quotes that were not touched, in half-spreads:
 
 # %%
 rows = {}
 for name, f in {"robust": found, "least squares": plain}.items():
-    error = np.abs(errors_in_spreads(published, smile_sabr.MODEL.volatility(f.params, quotes)))
+    error = np.abs(errors_in_spreads(published, surface_svi.MODEL.volatility(f.params, quotes)))
     rows[name] = {"median": np.median(error[seen]), "worst": error[seen].max(),
                   "inside bid and ask": (error[seen] <= 1).mean()}  # fmt: skip
 pd.DataFrame(rows).T
@@ -182,12 +193,12 @@ draw.plot_residuals(quotes, fitted, bad);
 # %% [markdown]
 # ## Parameters over the expiries, with standard errors
 #
-# `nu` is for one year, so that a flat line means a volatility of volatility that falls with the
-# root of the time. The prior lets the curves walk and keeps them from jumping where quotes are few.
+# Each is in units of the volatility or the standard deviation at the money, so that little changes
+# with the expiry. The prior lets the curves walk and keeps them from jumping where quotes are few.
 
 # %%
 table_of = found.summary()
-columns = {name: table_of.loc[[f"{name}[{e}]" for e in range(4)]] for name in smile_sabr.CURVES}
+columns = {name: table_of.loc[[f"{name}[{e}]" for e in range(4)]] for name in surface_svi.CURVES}
 draw.plot_term_structure(
     quotes.times,
     {name: rows["estimate"] for name, rows in columns.items()},
@@ -207,39 +218,50 @@ gap = np.asarray(published.expiry) == 2
 rest = hold_out(published, gap)
 begin = time.perf_counter()
 without = ep.fit(
-    ep.bind(smile_sabr.smile_sabr, rest), key=0, num_starts=NUM_STARTS, progress=False
+    ep.bind(surface_svi.surface_svi, rest), init=surface_svi.MODEL.start(rest, 0), progress=False
 )  # fmt: skip
 print(without.status.word, f"in {time.perf_counter() - begin:.1f} s, with binding the data")
-error = 100 * (smile_sabr.MODEL.volatility(without.params, rest) - published.mid)
+error = 100 * (surface_svi.MODEL.volatility(without.params, rest) - published.mid)
 for name, rows in {"fitted": ~gap, "held out": gap}.items():
     print(f"{name}: root mean square error {np.sqrt((error[rows] ** 2).mean()):.2f} points")
 
 # %%
-curves = smile_sabr.surface(without.params, rest)(k, code)
-draw.plot_smiles(rest, k, curves, held_out=take(published, gap));
+curves = surface_svi.surface(without.params, rest)(k, code)
+band = surfaces.band(surface_svi.MODEL, rest, k, gaussian_draws(without, 1))
+draw.plot_smiles(rest, k, curves, band, held_out=take(published, gap));
 
 # %% [markdown]
 # ## No arbitrage
 #
-# SABR's formula is an expansion and can have butterflies with a negative price far from the money.
-# SVI's slices can too, and consecutive slices can cross. `surface_svi` penalises both on a grid
-# during the fit, and `arbitrage.check` looks again on a dense one, with exact derivatives.
+# SVI's slices can have butterflies with a negative price, and consecutive slices can cross. The
+# program penalises both on a grid during the fit, and `arbitrage.check` looks again on a dense one,
+# with exact derivatives. Beside it SABR, whose formula is an expansion that fails far from the
+# money.
 
 # %%
-svi = ep.fit(ep.bind(surface_svi.surface_svi, quotes), key=0, num_starts=NUM_STARTS, progress=False)
-print(svi)
-level = float(jnp.nanmedian(quotes.mid))
+sabr = ep.fit(
+    ep.bind(smile_sabr.smile_sabr, quotes), init=smile_sabr.MODEL.start(quotes, 0), progress=False
+)
+level = float(surfaces.level(quotes))
 pd.concat(
     {
-        name: arbitrage.check(program.surface(params, quotes), quotes.times, level=level)
-        for name, program, params in (
-            ("SABR", smile_sabr, jax.tree.map(jnp.asarray, found.params)),
-            ("SVI", surface_svi, jax.tree.map(jnp.asarray, svi.params)),
-        )
+        name: arbitrage.check(program.surface(f.params, quotes), quotes.times, level=level)
+        for name, program, f in (("SVI", surface_svi, found), ("SABR", smile_sabr, sabr))
     }
 )
 
 # %% [markdown]
+# Both are free of arbitrage there. They do not agree on what is a bad quote:
+
+# %%
+for name, f in {"SVI": found, "SABR": sabr}.items():
+    called = 1 - np.asarray(f.posterior["state"].smoothed)[:, 0] > 0.5
+    print(f"{name}: {called.sum()} quotes called bad, {called[list(STALE)].sum()} of them stale")
+
+# %% [markdown]
+# What a family cannot follow looks like a bad quote to it. SABR has three parameters for a smile,
+# SVI has five: ask a family that can follow the market before a quote is thrown away.
+#
 # ## One law for all expiries
 #
 # Heston's model prices every strike and every expiry by five numbers, through its characteristic
@@ -248,16 +270,11 @@ pd.concat(
 
 # %%
 heston = ep.fit(
-    ep.bind(surface_heston.surface_heston, quotes), key=0, num_starts=NUM_STARTS, progress=False
-)
+    ep.bind(surface_heston.surface_heston, quotes),
+    init=surface_heston.MODEL.start(quotes, 0), progress=False,
+)  # fmt: skip
 print(heston)
 heston.summary()
-
-# %%
-draw.plot_smiles(
-    quotes, k, surface_heston.surface(heston.params, quotes)(k, code),
-    outlier=1 - np.asarray(heston.posterior["state"].smoothed)[:, 0],
-);  # fmt: skip
 
 # %% [markdown]
 # Standard errors are a parabola's. NUTS on the same program, with the hidden states summed out by
@@ -271,6 +288,16 @@ bayes = ep.nuts(
 comparison = ep.compare(heston, bayes)
 print(comparison.verdict)
 comparison.table
+
+# %% [markdown]
+# The surface, with the band of NUTS' draws, and the quotes that this law cannot follow:
+
+# %%
+draw.plot_smiles(
+    quotes, k, surface_heston.surface(heston.params, quotes)(k, code),
+    surfaces.band(surface_heston.MODEL, quotes, k, nuts_draws(bayes)),
+    outlier=1 - np.asarray(heston.posterior["state"].smoothed)[:, 0],
+);  # fmt: skip
 
 # %% [markdown]
 # Read the verdict by rows. For the five parameters of the law, the standard errors are close to the
@@ -287,7 +314,7 @@ comparison.table
 
 # %%
 x = jnp.linspace(-6, 4, 4001)
-law = surface_svi.surface(jax.tree.map(jnp.asarray, svi.params), quotes)
+law = surface_svi.surface(found.params, quotes)
 places = np.arange(4)[:, None], jnp.broadcast_to(x, (4, x.size))
 deviation = law(places[1], places[0]) * jnp.sqrt(quotes.times)[:, None]
 second = -x / deviation - deviation / 2

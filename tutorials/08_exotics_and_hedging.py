@@ -38,13 +38,13 @@ import pandas as pd
 
 import emprob as ep
 from emprob.models import (
-    _surface_plots,
     exotic_prices,
     hedging,
     option_chain,
     option_tables,
     quote_noise,
     surface_heston,
+    surface_plots,
 )
 from emprob.models.pricing import american, exotics, paths
 
@@ -185,7 +185,7 @@ exotic_prices.uncertainty(at, exotic_prices.spread(price, fit), values)
 
 # %%
 which = exotic_prices.NAMES.index("down-and-out put")
-_surface_plots.plot_exotic_prices(
+surface_plots.plot_exotic_prices(
     {k: v[:, which] for k, v in values.items()}, float(at.value[which]),
     label="down-and-out put, percent of the spot",
 );
@@ -218,7 +218,7 @@ for ax, name in zip(axes, ("down-and-out put", "variance swap")):
     for e in range(quotes.num_expiries):
         here = np.asarray(quotes.expiry) == e
         ax.plot(np.asarray(quotes.log_moneyness)[here], row[here], "o-", ms=3,
-                color=_surface_plots._color(e), label=_surface_plots.tenor(float(quotes.times[e])))
+                color=surface_plots._color(e), label=surface_plots.tenor(float(quotes.times[e])))
     ax.axhline(0, color="0.7", lw=0.8)
     ax.set(title=f"{name}: change for one volatility point", xlabel="log moneyness")
     ax.spines[["top", "right"]].set_visible(False)
@@ -234,7 +234,7 @@ units, left = exotic_prices.hedge_ratios(
     exotic_prices.slopes(price, fit), exotic_prices.slopes(instruments, fit),
     fit.uncertainty.square_root(),
 )
-labels = [f"{k:.0f}, {_surface_plots.tenor(t)}" for t, k in listed.to_numpy()]
+labels = [f"{k:.0f}, {surface_plots.tenor(t)}" for t, k in listed.to_numpy()]
 hedge = pd.DataFrame(units, index=list(exotic_prices.NAMES), columns=labels)
 hedge.assign(before=exotic_prices.spread(price, fit), after=left)
 
@@ -265,7 +265,7 @@ pd.DataFrame({
 }).T.round(2)
 
 # %%
-_surface_plots.plot_hedge(
+surface_plots.plot_hedge(
     seen.times, {k: np.asarray(r.wealth).T for k, r in races["daily"].items() if k != "unhedged"}
 );
 

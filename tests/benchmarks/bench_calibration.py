@@ -27,7 +27,18 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from emprob.models import calibration, option_tables, quotes
+import emprob as ep
+from emprob.loop import advance
+from emprob.models import (
+    calibration,
+    option_tables,
+    quote_noise,
+    quotes,
+    smile_sabr,
+    surface_heston,
+    surface_svi,
+    surfaces,
+)
 from emprob.models.pricing import fourier
 from emprob.models.pricing.characteristic import Heston
 
@@ -219,6 +230,27 @@ def together(name, market, law, batch):
           f"{1e3 * batch / wall:.0f} surfaces a second")  # fmt: skip
 
 
+def robust_live(name, moves=20):
+    """Latency of robust EM on a moving surface: binding the new quotes, and the warm fit."""
+    rng, market = np.random.default_rng(3), surfaces.load(name)
+    for family in (smile_sabr.MODEL, surface_svi.MODEL, surface_heston.MODEL):
+        params, rows = family.start(market, 0), []
+        for i in range(moves + 2):  # the first two compile
+            shift = 1 + 0.01 * rng.normal() + 0.002 * rng.normal(size=market.num_quotes)
+            now = dataclasses.replace(market, mid=market.mid * shift)
+            began = time.perf_counter()
+            model = ep.bind(family.program, now, quote_noise.indicator, **family.usual)
+            bound = time.perf_counter()
+            compiled = advance._cache_size()
+            found = ep.fit(model, init=params, progress=False)
+            rows.append((bound - began, time.perf_counter() - bound, found.num_steps))
+            params = found.params
+            assert found.converged and (i < 2 or advance._cache_size() == compiled)
+        bind, fit, steps = np.median(rows[2:], axis=0)
+        print(f"{name}, robust EM, {family.name}: bind {1e3 * bind:.0f} ms, fit {1e3 * fit:.0f} ms,"
+              f" {steps:.0f} steps, nothing compiled")  # fmt: skip
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--deribit", nargs="*", default=[], help="snapshots, CSV")
@@ -230,6 +262,7 @@ def main():
         race(name, market, args.quantlib_starts)
     for name in ("DAX 2002", "BTC 2021"):
         live(name, markets[name])
+    robust_live("btc_2021")
 
 
 if __name__ == "__main__":

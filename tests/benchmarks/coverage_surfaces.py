@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 import emprob as ep
-from emprob.models import _surface, surface_heston
+from emprob.models import surface_heston, surfaces
 from emprob.models.quotes import Quotes
 
 TRUTH = {"v0": 0.25, "kappa": 3.0, "theta": 0.3, "sigma": 1.2, "rho": -0.4}
@@ -62,7 +62,7 @@ def main() -> None:
         inside.append((table["lower"] <= truth) & (truth <= table["upper"]))
         estimates.append(table["estimate"])
         errors.append(table["se"])
-        called = _surface.bad_probability(found) > 0.5
+        called = surfaces.bad_probability(found) > 0.5
         hits += [(called & bad).sum(), called.sum(), bad.sum()]
         statuses[found.status.word] = statuses.get(found.status.word, 0) + 1
     spread = np.std(estimates, axis=0)

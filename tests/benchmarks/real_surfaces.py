@@ -5,7 +5,7 @@
 The tables of Bitcoin, 2021, and the DAX, 2002, and every FILE: an option chain that
 `option_chain.read` knows, or a snapshot of Deribit as CSV with the columns instrument_name,
 timestamp, bid_price, ask_price and futures_price. Of a FILE the two-sided options out of the money
-between 5 and 95 delta and beyond a week are fitted. Each family begins at `_surface.Model.starts`.
+between 5 and 95 delta and beyond a week are fitted. Each family begins at `surfaces.Model.starts`.
 
 Prints a row for each fit: objective, status, steps, seconds of binding, starts and fits together,
 the first time and again with everything compiled; how many quotes are called bad; root mean square
@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 
 import emprob as ep
-from emprob.models import _report, _surface, arbitrage, option_chain, quote_noise
+from emprob.models import _report, arbitrage, option_chain, quote_noise, surfaces
 from emprob.models.quotes import Quotes, select
 
 FAMILIES = ("smile_sabr", "surface_svi", "surface_heston", "surface_bates", "implied_density")
@@ -40,7 +40,7 @@ SNAPSHOT = {"instrument_name": "instrument", "bid_price": "bid", "ask_price": "a
 def load(source: str) -> Quotes:
     """Quotes of a table by name, or of a file."""
     if source in TABLES:
-        return _surface.load(source)
+        return surfaces.load(source)
     table = pd.read_csv(source)
     if "instrument_name" in table:
         table = snapshot(table)
@@ -64,15 +64,15 @@ def snapshot(table: pd.DataFrame) -> pd.DataFrame:
     )  # fmt: skip
 
 
-def fitted(model: _surface.Model, quotes: Quotes, starts: int) -> tuple[ep.Fit, float]:
+def fitted(model: surfaces.Model, quotes: Quotes, starts: int) -> tuple[ep.Fit, float]:
     """A fit, and the seconds that it took with all that comes before."""
     opt = _report.Options(Path(), 0, starts, 0, 0, 0, progress=False)
     began = time.perf_counter()
-    found = _surface.fit(model, quotes, opt)
+    found = surfaces.fit(model, quotes, opt)
     return found, time.perf_counter() - began
 
 
-def at_the_money(model: _surface.Model, found: ep.Fit, quotes: Quotes) -> float:
+def at_the_money(model: surfaces.Model, found: ep.Fit, quotes: Quotes) -> float:
     """The worst relative error at the money: median over the nearest quotes of each expiry."""
     ratio = np.asarray(model.volatility(found.params, quotes) / quotes.mid)
     k, code = np.abs(np.asarray(quotes.log_moneyness)), np.asarray(quotes.expiry)
@@ -84,19 +84,19 @@ def at_the_money(model: _surface.Model, found: ep.Fit, quotes: Quotes) -> float:
     return worst
 
 
-def row(model: _surface.Model, quotes: Quotes, starts: int) -> dict:
+def row(model: surfaces.Model, quotes: Quotes, starts: int) -> dict:
     """What is printed of a family and a surface."""
     _, first = fitted(model, quotes, starts)
     found, again = fitted(model, quotes, starts)
     volatility = model.volatility(found.params, quotes)
-    errors = _surface.errors(quotes, volatility)
+    errors = surfaces.errors(quotes, volatility)
     spreads = np.abs(np.asarray((volatility - quotes.mid) / quote_noise.spreads(quotes)))
     law = model.surface({k: jnp.asarray(v) for k, v in found.params.items()}, quotes)
-    checked = arbitrage.check(law, quotes.times, float(_surface.level(quotes)))
+    checked = arbitrage.check(law, quotes.times, float(surfaces.level(quotes)))
     return {
         "objective": found.objective, "status": found.status.word, "steps": found.num_steps,
         "first s": first, "again s": again,
-        "bad": int((_surface.bad_probability(found) > _surface.BAD).sum()),
+        "bad": int((surfaces.bad_probability(found) > surfaces.BAD).sum()),
         "rms points": errors["rms, points"], "median points": errors["median, points"],
         "half-spreads": np.nanmedian(spreads),
         "at the money": at_the_money(model, found, quotes),

@@ -5,7 +5,7 @@
 Smiles are fitted 20 at a time, as a day's, which share the widths of the noise. Every smile has its
 own slice and maturity. A good mid is off by a third of its half-spread, a stale one by 5 to 20
 half-spreads, a crossed one by 30 to 100, to either side. Prints, for the robust fit from least
-trimmed squares (`_surface.Model.start`, its time included), for least squares of the same program,
+trimmed squares (`surfaces.Model.start`, its time included), for least squares of the same program,
 and for free least squares of the five raw parameters by SciPy: error of the volatility at the money
 and over the quoted range, failures (a volatility at the money off by more than a tenth, or not a
 number), and how well bad quotes are found.
@@ -22,7 +22,7 @@ import pandas as pd
 from scipy.optimize import least_squares
 
 import emprob as ep
-from emprob.models import _surface, quote_noise, surface_svi
+from emprob.models import quote_noise, surface_svi, surfaces
 from emprob.models.quotes import Quotes
 
 FAILURE = 0.1  # relative error at the money
@@ -127,7 +127,7 @@ def main() -> None:
             found[label].append((there, middle, spent))
             status[label, fit.status.word] += 1
             if noise is quote_noise.indicator:
-                called.append(_surface.bad_probability(fit) > 0.5)
+                called.append(surfaces.bad_probability(fit) > 0.5)
         began = time.perf_counter()
         raw = raw_least_squares(quotes)
         found["raw least squares"].append((*raw, time.perf_counter() - began))

@@ -20,11 +20,11 @@ from emprob.models import (
     _evidence,
     _report,
     _starts,
-    _surface_plots,
     arbitrage,
     option_chain,
     option_tables,
     quote_noise,
+    surface_plots,
 )
 from emprob.models._starts import SMILES, Parts
 from emprob.models.arbitrage import Surface
@@ -302,15 +302,15 @@ def doubtful(quotes: Quotes, bad: np.ndarray, over_draws: np.ndarray) -> pd.Data
 
 def _files(model: Model, quotes: Quotes, found: ep.Fit, comparison: Any, opt) -> list:
     """Figures and draws of a run."""
-    k = _surface_plots.grid(quotes)
+    k = surface_plots.grid(quotes)
     code = np.broadcast_to(np.arange(len(k))[:, None], k.shape)
     fitted = model.surface(found.params, quotes)(k, code)
     interval = (
         None if comparison is None else band(model, quotes, k, _draws.nuts_draws(comparison.bayes))
     )
     bad = bad_probability(found)
-    smiles = _surface_plots.plot_smiles(quotes, k, fitted, interval, bad)
-    residuals = _surface_plots.plot_residuals(quotes, model.volatility(found.params, quotes), bad)
+    smiles = surface_plots.plot_smiles(quotes, k, fitted, interval, bad)
+    residuals = surface_plots.plot_residuals(quotes, model.volatility(found.params, quotes), bad)
     source = found if comparison is None else comparison.bayes
     return [
         _report.save_figure(smiles, opt.out / f"{model.name}.png"),
