@@ -166,8 +166,8 @@ smiles = {name: surface_svi.surface(f.params, quotes)(k, code) for name, f in
 band = surfaces.band(surface_svi.MODEL, quotes, k, gaussian_draws(found, 1))
 figure = draw.plot_smiles(quotes, k, smiles["robust"], band, outlier=bad)
 for e, ax in enumerate(figure.axes):
-    ax.plot(k[e], 100 * smiles["least squares"][e], ":", color="black", label="least squares")
-figure.axes[0].legend(frameon=False, fontsize="small", handlelength=1.5);
+    (dotted,) = ax.plot(k[e], 100 * smiles["least squares"][e], ":", color="black")
+figure.axes[0].legend([dotted], ["least squares"], loc="lower right", frameon=False);
 
 # %% [markdown]
 # The crosses are the quotes that the fit gives up on. The band holds 95 % of the smiles at draws of
