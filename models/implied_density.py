@@ -124,7 +124,7 @@ MODEL = surfaces.Model("implied_density", implied_density, surface, in_units=("g
 @_report.entry
 def main(argv: Sequence[str] | None = None) -> ep.Fit:
     """Expectations in Bitcoin's options of 21 October 2021; returns the robust fit."""
-    found = surfaces.main(MODEL, argv, "What Bitcoin's options expect, robust to bad quotes")
+    found = surfaces.run(MODEL, argv, "What Bitcoin's options expect, robust to bad quotes")
     _report.heading("What the market expects")
     _report.show(expectations(found.params, surfaces.load("btc_2021")))
     return found

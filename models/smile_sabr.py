@@ -83,7 +83,7 @@ MODEL = surfaces.Model("smile_sabr", smile_sabr, surface, PRIORS, in_units=("alp
 @_report.entry
 def main(argv: Sequence[str] | None = None) -> ep.Fit:
     """Bitcoin's smiles of 21 October 2021; returns the robust fit."""
-    return surfaces.main(MODEL, argv, "SABR smiles of Bitcoin options, robust to bad quotes")
+    return surfaces.run(MODEL, argv, "SABR smiles of Bitcoin options, robust to bad quotes")
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ MODEL = surfaces.Model("surface_bates", surface_bates, surface, parts=_starts.LA
 @_report.entry
 def main(argv: Sequence[str] | None = None) -> ep.Fit:
     """Bitcoin's surface of 21 October 2021; returns the robust fit."""
-    return surfaces.main(MODEL, argv, "Bates' surface of Bitcoin options, robust to bad quotes")
+    return surfaces.run(MODEL, argv, "Bates' surface of Bitcoin options, robust to bad quotes")
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ MODEL = surfaces.Model("surface_heston", surface_heston, surface, PRIORS, _start
 @_report.entry
 def main(argv: Sequence[str] | None = None) -> ep.Fit:
     """Bitcoin's surface of 21 October 2021; returns the robust fit."""
-    return surfaces.main(MODEL, argv, "Heston's surface of Bitcoin options, robust to bad quotes")
+    return surfaces.run(MODEL, argv, "Heston's surface of Bitcoin options, robust to bad quotes")
 
 
 if __name__ == "__main__":

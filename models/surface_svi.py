@@ -134,7 +134,7 @@ SEPARATE = surfaces.Model("separate_svi", separate_svi, surface, in_units=CURVES
 @_report.entry
 def main(argv: Sequence[str] | None = None) -> ep.Fit:
     """Bitcoin's surface of 21 October 2021; returns the robust fit."""
-    return surfaces.main(MODEL, argv, "SVI surface of Bitcoin options, robust to bad quotes")
+    return surfaces.run(MODEL, argv, "SVI surface of Bitcoin options, robust to bad quotes")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the volatility surfaces share: the unit of volatility, held-out quotes, errors, `main`.
+"""What the volatility surfaces share: the unit of volatility, held-out quotes, errors, `run`.
 
 A surface is a function of log-moneyness (...,) and the expiry's code (...,) that gives volatility,
 see `arbitrage.Surface`. Every model has `program(quotes, ...)` and `surface(params, quotes)`.
@@ -224,7 +224,7 @@ def band(model: Model, quotes: Quotes, k: np.ndarray, draws: Params, share: floa
     return tuple(np.nanquantile(np.asarray(paths), q, axis=0) for q in (tail, 1 - tail))
 
 
-def main(model: Model, argv: Sequence[str] | None, title: str, table: str = "btc_2021") -> ep.Fit:
+def run(model: Model, argv: Sequence[str] | None, title: str, table: str = "btc_2021") -> ep.Fit:
     """Fit real quotes, flag the bad ones, check arbitrage, hold quotes out, NUTS beside it."""
     p = _report.parser(title, num_starts=4, num_samples=500)
     p.add_argument("--table", default=table, choices=tuple(LEVELS), help="of quotes")
