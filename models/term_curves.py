@@ -10,9 +10,11 @@ must have no state of its own for each quote: `quote_noise.gaussian`, or `quote_
 which sums the states out; with `quote_noise.indicator` a fit is refused.
 
     model = ep.bind(smile_sabr.smile_sabr, quotes, quote_noise.mixture, None)
-    fit = ep.fit(model)
+    fit = ep.fit(model, init=smile_sabr.MODEL.start(quotes, 0))
 
-Where the search for the mode begins can be said, `ep.fit(model, init={"alpha": ...})`.
+With wrong quotes under `mixture` the curves have several modes, and from the centre of the prior
+the search may end at another one at every roughness: then a fit says that it has not converged. So
+begin it at curves of least trimmed squares, as above, or at those of another day or another fit.
 """
 
 from collections.abc import Mapping
